@@ -1,0 +1,2 @@
+#![doc = "see lib.rs"]
+fn main() {}

@@ -1,0 +1,2 @@
+//! stolon-proxy
+fn main() {}

@@ -1,0 +1,2 @@
+//! stolonctl
+fn main() {}
