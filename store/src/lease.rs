@@ -1,0 +1,104 @@
+//! A lease that is kept alive in the background and replaced when it is lost.
+
+use crate::{LeaseId, SharedStore, StoreError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+/// The lease now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseState {
+    /// The lease; `None` before the first grant and between loss and replacement. A new id means that the keys
+    /// of the old one are gone and must be written again.
+    pub id: Option<LeaseId>,
+    /// Until this moment the lease surely lives: the last successful request was sent one TTL before.
+    pub alive_until: Instant,
+}
+
+/// Keeps a lease; when it is dropped the lease is left to expire, see [`KeptLease::revoke`].
+#[derive(Debug)]
+pub struct KeptLease {
+    store: SharedStore,
+    receiver: watch::Receiver<LeaseState>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for KeptLease {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl KeptLease {
+    /// Starts to keep a lease of `ttl` (whole seconds, etcd grants no less than 2 s by default).
+    pub fn start(store: SharedStore, ttl: Duration) -> Self {
+        let (sender, receiver) = watch::channel(LeaseState { id: None, alive_until: Instant::now() });
+        let task = tokio::spawn(keep(store.clone(), ttl, sender));
+        KeptLease { store, receiver, task }
+    }
+
+    /// A receiver of the state. `alive_until` moves without waking it; a change of the id wakes it.
+    pub fn subscribe(&self) -> watch::Receiver<LeaseState> {
+        self.receiver.clone()
+    }
+
+    /// The lease now.
+    pub fn state(&self) -> LeaseState {
+        *self.receiver.borrow()
+    }
+
+    /// Waits until there is a lease. Cancel-safe.
+    pub async fn granted(&mut self) -> LeaseId {
+        loop {
+            if let Some(id) = self.receiver.borrow_and_update().id {
+                return id;
+            }
+            // The sender lives as long as the task, which ends with this lease only.
+            let _ = self.receiver.changed().await;
+        }
+    }
+
+    /// Ends the lease: its keys vanish at once. For a clean stop.
+    ///
+    /// # Errors
+    /// The store is out of reach; the lease then expires by itself.
+    pub async fn revoke(self) -> Result<(), StoreError> {
+        self.task.abort();
+        match self.state().id {
+            Some(id) => self.store.revoke(id).await,
+            None => Ok(()),
+        }
+    }
+}
+
+async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseState>) {
+    // Four tries per TTL: one lost or late keep-alive does no harm.
+    let interval = ttl / 4;
+    loop {
+        let sent = Instant::now();
+        let current = sender.borrow().id;
+        let result = match current {
+            None => store.grant(ttl).await.map(Some),
+            Some(id) => store.keep_alive(id).await.map(|()| None),
+        };
+        match result {
+            Ok(Some(id)) => {
+                sender.send_modify(|state| *state = LeaseState { id: Some(id), alive_until: sent + ttl });
+            }
+            Ok(None) => {
+                sender.send_if_modified(|state| {
+                    state.alive_until = sent + ttl;
+                    false
+                });
+            }
+            Err(StoreError::LeaseExpired) => {
+                warn!("the lease has expired, taking a new one");
+                sender.send_modify(|state| state.id = None);
+                continue;
+            }
+            Err(error) => debug!(%error, "keep the lease alive"),
+        }
+        tokio::time::sleep(interval.saturating_sub(sent.elapsed()).max(Duration::from_millis(50))).await;
+    }
+}
