@@ -1,1 +1,7 @@
-//! placeholder
+//! What every Shardman program shares: command line and environment, logging, signals, exit status, privileges.
+
+pub mod cli;
+pub mod exit;
+pub mod logging;
+pub mod privileges;
+pub mod runtime;

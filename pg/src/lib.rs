@@ -1,1 +1,8 @@
-//! placeholder
+//! The SQL side: quoting, connections with deadlines, and where a group's master and proxies are.
+
+pub mod connect;
+pub mod endpoints;
+pub mod quote;
+
+pub use connect::{ConnectError, Login, Session, connect};
+pub use endpoints::{Endpoint, Endpoints, NoMaster};

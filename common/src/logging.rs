@@ -1,0 +1,113 @@
+//! Log lines on stderr: time, level, place, message, fields, separated by tabs; or JSON.
+
+use crate::cli::{LogArgs, LogFormat, LogLevel};
+use std::fmt;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Starts logging; later calls change nothing.
+pub fn init(args: &LogArgs) {
+    let level = match args.log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    // An error means that a subscriber is set already, as in a test.
+    let _ = match args.log_format {
+        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Tabs).finish()),
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(builder.json().with_timer(Utc).flatten_event(true).finish())
+        }
+    };
+}
+
+struct Utc;
+
+impl FormatTime for Utc {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "{}", chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+    }
+}
+
+struct Tabs;
+
+impl<S, N> FormatEvent<S, N> for Tabs
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let metadata = event.metadata();
+        // Libraries tell their inner life at our debug level; only our own crates are worth it.
+        if *metadata.level() >= Level::DEBUG && is_library(metadata.target()) {
+            return Ok(());
+        }
+        let mut line = Line::default();
+        event.record(&mut line);
+        Utc.format_time(&mut writer)?;
+        write!(writer, "\t{}\t{}\t{}", metadata.level(), place(metadata.file(), metadata.line()), line.message)?;
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|fields| !fields.is_empty()) {
+                write!(writer, "\t{fields}")?;
+            }
+        }
+        if !line.fields.is_empty() {
+            write!(writer, "\t{}", serde_json::Value::Object(line.fields))?;
+        }
+        writeln!(writer)
+    }
+}
+
+fn is_library(target: &str) -> bool {
+    const OURS: [&str; 10] =
+        ["bowl", "common", "ladle", "model", "monitor", "pg", "shardmanctl", "stolon", "store", "testkit"];
+    !OURS.contains(&target.split("::").next().unwrap_or(target))
+}
+
+/// The file with its directory, and the line.
+fn place(file: Option<&str>, line: Option<u32>) -> String {
+    let file = file.unwrap_or("?");
+    let short = file.rmatch_indices('/').nth(1).map_or(file, |(slash, _)| &file[slash + 1..]);
+    format!("{short}:{}", line.unwrap_or(0))
+}
+
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" {
+            // One line per event, whatever a message contains.
+            self.message = text.replace(['\n', '\t'], " ");
+        } else {
+            self.fields.insert(field.name().to_owned(), text.into());
+        }
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.message = value.replace(['\n', '\t'], " ");
+        } else {
+            self.fields.insert(field.name().to_owned(), value.into());
+        }
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.fields.insert(field.name().to_owned(), value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.fields.insert(field.name().to_owned(), value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.fields.insert(field.name().to_owned(), value.into());
+    }
+}
