@@ -1,1 +1,112 @@
-//! A transient etcd.
+//! A transient etcd on loopback.
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// An etcd with data of its own; stopped and removed when it is dropped.
+#[derive(Debug)]
+pub struct Etcd {
+    child: Option<Child>,
+    data: TempDir,
+    client_port: u16,
+    peer_port: u16,
+}
+
+/// Two ports that nothing listens on now.
+fn free_ports() -> anyhow::Result<(u16, u16)> {
+    let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok((a.local_addr()?.port(), b.local_addr()?.port()))
+}
+
+impl Etcd {
+    /// Starts an etcd and waits until it answers.
+    ///
+    /// # Errors
+    /// etcd is not installed, or does not come up.
+    pub async fn start() -> anyhow::Result<Self> {
+        // Another process may take a port between our look and etcd's: try again with others.
+        let mut last = None;
+        for _ in 0..3 {
+            let (client_port, peer_port) = free_ports()?;
+            let data = tempfile::Builder::new().prefix("etcd-").tempdir()?;
+            let mut etcd = Etcd { child: None, data, client_port, peer_port };
+            match etcd.resume().await {
+                Ok(()) => return Ok(etcd),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("etcd was not started")?)
+    }
+
+    /// Client URL.
+    pub fn endpoints(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// Where its data is.
+    pub fn data_dir(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Starts it again after [`Etcd::stop`], on the same ports and data.
+    ///
+    /// # Errors
+    /// It does not come up within 20 s.
+    pub async fn resume(&mut self) -> anyhow::Result<()> {
+        let client = self.endpoints();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = std::fs::File::create(self.data.path().join("log"))?;
+        let child = Command::new("etcd")
+            .args(["--name", "default", "--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"])
+            .arg("--data-dir")
+            .arg(self.data.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start etcd; is the package etcd-server installed?")?;
+        self.child = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            if tokio::net::TcpStream::connect(("127.0.0.1", self.client_port)).await.is_ok() {
+                return Ok(());
+            }
+            if self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_)))) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let log = std::fs::read_to_string(self.data.path().join("log")).unwrap_or_default();
+        bail!("etcd did not come up; its log ends with: {}", log.lines().last().unwrap_or("(nothing)"))
+    }
+
+    /// Stops it; its data stays.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+            let _ = child.wait();
+        }
+    }
+
+    /// Removes its data; to be called while it is stopped.
+    ///
+    /// # Errors
+    /// The directory can't be removed.
+    pub fn wipe(&mut self) -> anyhow::Result<()> {
+        Ok(std::fs::remove_dir_all(self.data.path().join("data"))?)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
