@@ -1,0 +1,25 @@
+//! Errors for people: what, why, and what to do.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+/// Ends the statement.
+pub(crate) fn fail(
+    code: PgSqlErrorCode,
+    what: impl Into<String>,
+    why: impl Into<String>,
+    hint: impl Into<String>,
+) -> ! {
+    ErrorReport::new(code, what.into(), "shardman").set_detail(why).set_hint(hint).report(PgLogLevel::ERROR);
+    unreachable!("an error report does not return")
+}
+
+/// For errors of the server programming interface itself: statements that it runs raise their own errors.
+pub(crate) fn spi_failed(doing: &str, error: &pgrx::spi::Error) -> ! {
+    fail(
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("cannot {doing}"),
+        error.to_string(),
+        "This is a defect of the extension shardman; report it with the statement that showed it.",
+    )
+}
