@@ -230,16 +230,16 @@ impl Store for EtcdStore {
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<()> {
         let mut client = self.client.lease_client();
-        // The first message of the stream answers the first keep-alive. One stream per call is dearer than a
-        // stream kept open, but can't go stale: each call proves that etcd is there now.
+        // The client sends the first keep-alive and takes its answer before it gives us the stream. One stream per
+        // call is dearer than one kept open, but can't go stale: each call proves that etcd is there now.
         let request = async {
             match client.keep_alive(lease.0).await {
-                Ok((_, mut stream)) => Ok(stream.message().await.ok().flatten().map_or(0, |m| m.ttl())),
-                Err(etcd::Error::LeaseKeepAliveError(_)) => Ok(0),
+                Ok(_) => Ok(true),
+                Err(etcd::Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
             }
         };
-        if self.call(request).await? > 0 { Ok(()) } else { Err(StoreError::LeaseExpired) }
+        if self.call(request).await? { Ok(()) } else { Err(StoreError::LeaseExpired) }
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<()> {

@@ -65,7 +65,7 @@ impl Etcd {
         let child = Command::new("etcd")
             .args(["--name", "default", "--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync"])
+            .args(["--initial-cluster", &format!("default={peer}")])
             .arg("--data-dir")
             .arg(self.data.path().join("data"))
             .stdin(Stdio::null())
