@@ -374,10 +374,8 @@ unsafe fn partitions_are_fixed(parent: pg_sys::Oid) -> Verdict {
 }
 
 unsafe fn lookup(query: &str, oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
-    Spi::connect_mut(|client| {
-        client.update(query, Some(1), &[oid.into()])?.into_iter().next().map_or(Ok(None), |row| row.get(1))
-    })
-    .unwrap_or_else(|e| spi_failed("read the metadata of sharded tables", &e))
+    Spi::connect_mut(|client| client.update(query, Some(1), &[oid.into()])?.next().map_or(Ok(None), |row| row.get(1)))
+        .unwrap_or_else(|e| spi_failed("read the metadata of sharded tables", &e))
 }
 
 unsafe fn is_sharded(oid: pg_sys::Oid) -> bool {

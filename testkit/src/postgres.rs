@@ -86,10 +86,9 @@ impl Postgres {
         Ok(client)
     }
 
-    /// What `psql` prints, without table decoration; an error carries what it wrote to stderr.
+    /// What `psql` prints, as a user sees it; an error carries what it wrote to stderr.
     pub fn psql(&self, sql: &str) -> Result<String> {
-        let output =
-            self.client_program("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).output()?;
+        let output = self.client_program("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql]).output()?;
         ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
