@@ -15,7 +15,7 @@ check-pg-config:
 # Cargo keeps the majors apart by feature; only the last one built stands under release/.
 extension: check-pg-config
 	CARGO_TARGET_DIR=$(EXTENSION_TARGET) PGRX_PG_CONFIG_PATH=$(PG_CONFIG) \
-		cargo build --release --locked -p shardman-extension --features pg$(PG_MAJOR)
+		cargo build --release -p shardman-extension --features pg$(PG_MAJOR)
 
 # A running server has the library mapped: writing into the file would crash its sessions, a new file in its place does not.
 # install_one FROM, TO, MODE

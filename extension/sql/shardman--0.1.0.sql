@@ -302,6 +302,23 @@ COMMENT ON FUNCTION shardman.part_fdw_name(oid, int) IS 'name of a partition on 
 -- PostgreSQL takes no foreign partition under a unique index. So keys of the parent are taken away while partitions are
 -- made and put back with ONLY: clients see the key (INVALID), each partition enforces its own. That the key contains the
 -- distribution column, which PostgreSQL checked when the key was made, makes it unique over all groups.
+CREATE FUNCTION shardman.key_defs(relid oid) RETURNS TABLE (name name, nsp name, kind text, def text)
+    LANGUAGE sql STABLE STRICT SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.conname, n.nspname, 'constraint', pg_get_constraintdef(c.oid)
+    FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace
+    WHERE c.conrelid = relid AND c.contype IN ('p', 'u')
+    UNION ALL
+    -- Without its "CREATE UNIQUE INDEX .. ON [ONLY] ..": that beginning differs for each partition.
+    SELECT c.relname, n.nspname, 'index', substr(pg_get_indexdef(c.oid),
+        length(format('CREATE UNIQUE INDEX %I ON %s%I.%I ', c.relname, CASE t.relkind WHEN 'p' THEN 'ONLY ' ELSE '' END,
+            tn.nspname, t.relname)) + 1)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_class t ON t.oid = i.indrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+    WHERE i.indrelid = relid AND i.indisunique
+        AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.conrelid = relid AND k.contype IN ('p', 'u'))
+    ORDER BY 3, 4, 1
+$$;
+
 CREATE FUNCTION shardman.take_keys(relid oid) RETURNS jsonb
     LANGUAGE plpgsql STRICT
     SET search_path = pg_catalog, pg_temp
@@ -310,20 +327,13 @@ DECLARE
     keys jsonb := '[]';
     k record;
 BEGIN
-    FOR k IN SELECT conname, pg_get_constraintdef(oid) AS def FROM pg_constraint
-             WHERE conrelid = relid AND contype IN ('p', 'u') ORDER BY contype, conname LOOP
-        EXECUTE format('ALTER TABLE ONLY %s DROP CONSTRAINT %I', relid::regclass, k.conname);
-        keys := keys || jsonb_build_object('name', k.conname, 'kind', 'constraint', 'def', k.def);
-    END LOOP;
-    -- The definition without its "CREATE UNIQUE INDEX .. ON ONLY ..": that beginning differs for each partition.
-    FOR k IN SELECT c.relname, n.nspname, c.oid,
-                 substr(pg_get_indexdef(c.oid), length(format('CREATE UNIQUE INDEX %I ON ONLY %I.%I ', c.relname,
-                     tn.nspname, t.relname)) + 1) AS def
-             FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-             JOIN pg_class t ON t.oid = i.indrelid JOIN pg_namespace tn ON tn.oid = t.relnamespace
-             WHERE i.indrelid = relid AND i.indisunique ORDER BY c.relname LOOP
-        EXECUTE format('DROP INDEX %I.%I', k.nspname, k.relname);
-        keys := keys || jsonb_build_object('name', k.relname, 'kind', 'index', 'def', k.def);
+    FOR k IN SELECT * FROM shardman.key_defs(relid) LOOP
+        IF k.kind = 'constraint' THEN
+            EXECUTE format('ALTER TABLE ONLY %s DROP CONSTRAINT %I', relid::regclass, k.name);
+        ELSE
+            EXECUTE format('DROP INDEX %I.%I', k.nsp, k.name);
+        END IF;
+        keys := keys || jsonb_build_object('name', k.name, 'kind', k.kind, 'def', k.def);
     END LOOP;
     RETURN keys;
 END $$;
@@ -345,6 +355,38 @@ BEGIN
     END LOOP;
 END $$;
 
+CREATE FUNCTION shardman.add_key(part regclass, kind text, def text) RETURNS void
+    LANGUAGE plpgsql STRICT
+    SET search_path = pg_catalog, pg_temp
+    SET shardman.broadcast_utility = off AS $$
+BEGIN
+    EXECUTE format(CASE kind WHEN 'constraint' THEN 'ALTER TABLE %s ADD %s' ELSE 'CREATE UNIQUE INDEX ON %s %s' END, part, def);
+END $$;
+
+-- A key that was added to the parent, or dropped from it, with partitions in place.
+CREATE FUNCTION shardman.sync_keys(relid oid) RETURNS void
+    LANGUAGE plpgsql STRICT
+    SET search_path = pg_catalog, pg_temp
+    SET shardman.broadcast_utility = off AS $$
+DECLARE
+    part regclass;
+    k record;
+BEGIN
+    FOR part IN SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                WHERE i.inhparent = relid AND c.relkind = 'r' ORDER BY c.relname LOOP
+        FOR k IN SELECT h.* FROM shardman.key_defs(part) h
+                 WHERE NOT EXISTS (SELECT FROM shardman.key_defs(relid) w WHERE (w.kind, w.def) = (h.kind, h.def)) LOOP
+            IF k.kind = 'constraint' THEN
+                EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', part, k.name);
+            ELSE
+                EXECUTE format('DROP INDEX %I.%I', k.nsp, k.name);
+            END IF;
+        END LOOP;
+        PERFORM shardman.add_key(part, w.kind, w.def) FROM shardman.key_defs(relid) w
+            WHERE NOT EXISTS (SELECT FROM shardman.key_defs(part) h WHERE (w.kind, w.def) = (h.kind, h.def));
+    END LOOP;
+END $$;
+
 CREATE FUNCTION shardman.make_part(relid oid, pnum int, keys jsonb) RETURNS void
     LANGUAGE plpgsql STRICT
     SET search_path = pg_catalog, pg_temp
@@ -357,7 +399,6 @@ DECLARE
     holder int;
     owner regrole;
     is_local bool;
-    k record;
 BEGIN
     SELECT * INTO STRICT t FROM shardman.sharded_tables WHERE rel = relid;
     SELECT relowner INTO STRICT owner FROM pg_class WHERE oid = relid;
@@ -368,11 +409,8 @@ BEGIN
         part := format('%I.%I', t.partnsp, real_part);
         EXECUTE format('CREATE TABLE %s PARTITION OF %s FOR VALUES WITH (MODULUS %s, REMAINDER %s)',
             part, relid::regclass, t.nparts, pnum);
-        FOR k IN SELECT e.value ->> 'kind' AS kind, e.value ->> 'def' AS def
-                 FROM jsonb_array_elements(keys) WITH ORDINALITY e (value, n) ORDER BY e.n LOOP
-            EXECUTE format(CASE k.kind WHEN 'constraint' THEN 'ALTER TABLE %s ADD %s' ELSE 'CREATE UNIQUE INDEX ON %s %s' END,
-                part, k.def);
-        END LOOP;
+        PERFORM shardman.add_key(part::regclass, e.value ->> 'kind', e.value ->> 'def')
+            FROM jsonb_array_elements(keys) WITH ORDINALITY e (value, n) ORDER BY e.n;
         EXECUTE format('ALTER TABLE %s OWNER TO %s', part, owner);
     ELSE
         IF server IS NULL THEN
@@ -590,6 +628,29 @@ END $$;
 CREATE EVENT TRIGGER shardman_follow_renames ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA')
     EXECUTE FUNCTION shardman.follow_renames();
 
+-- With broadcasting off a statement is somebody's repair, or a step of ours, and stays as it is.
+CREATE FUNCTION shardman.follow_keys() RETURNS event_trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT current_setting('shardman.broadcast_utility')::bool THEN
+        RETURN;
+    END IF;
+    IF tg_event = 'sql_drop' THEN
+        -- What table a dropped index was on can no longer be seen.
+        PERFORM shardman.sync_keys(s.rel) FROM shardman.sharded_tables s ORDER BY s.nspname, s.relname;
+    ELSE
+        PERFORM shardman.sync_keys(s.rel) FROM shardman.sharded_tables s WHERE s.rel IN (
+            SELECT coalesce(i.indrelid, c.objid) FROM pg_event_trigger_ddl_commands() c
+            LEFT JOIN pg_index i ON i.indexrelid = c.objid WHERE c.classid = 'pg_class'::regclass);
+    END IF;
+END $$;
+
+CREATE EVENT TRIGGER shardman_follow_keys ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE INDEX')
+    EXECUTE FUNCTION shardman.follow_keys();
+CREATE EVENT TRIGGER shardman_follow_dropped_keys ON sql_drop WHEN TAG IN ('DROP INDEX')
+    EXECUTE FUNCTION shardman.follow_keys();
+
 -- A new group ------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION shardman.restamp_oids() RETURNS void
@@ -673,6 +734,7 @@ REVOKE ALL ON FUNCTION shardman.ex_sql(int, text), shardman.bcst_sql(text), shar
     shardman.send(int, text), shardman.execute(text, text, text, text), shardman.exec_row(), shardman.ddl_lock(),
     shardman.set_local_repgroup(int), shardman.connect_repgroup(int, text, text, text, text),
     shardman.disconnect_repgroup(int), shardman.take_keys(oid), shardman.put_keys(oid, jsonb),
+    shardman.add_key(regclass, text, text), shardman.sync_keys(oid), shardman.follow_keys(),
     shardman.make_part(oid, int, jsonb), shardman.shard_here(name, name, int, name, name, int[]),
     shardman.shard_everywhere(oid, int, oid), shardman.restamp_oids(), shardman.restore_foreign_tables(),
     shardman.forget_dropped_tables(), shardman.follow_renames() FROM PUBLIC;

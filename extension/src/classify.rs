@@ -364,6 +364,28 @@ unsafe fn on_sharded_table(stmt: *mut pg_sys::Node, targets: &[pg_sys::Oid]) -> 
     }
 }
 
+/// The table that a statement adds nothing but keys to, if it is sharded. PostgreSQL takes such a key with ONLY; event
+/// triggers then give it to the partitions.
+pub(crate) unsafe fn adds_keys(stmt: *mut pg_sys::Node) -> Option<*mut pg_sys::RangeVar> {
+    use pg_sys::ConstrType::{CONSTR_PRIMARY, CONSTR_UNIQUE};
+    let relation = match node::tag(stmt) {
+        T_IndexStmt if (*stmt.cast::<pg_sys::IndexStmt>()).unique => (*stmt.cast::<pg_sys::IndexStmt>()).relation,
+        T_AlterTableStmt => {
+            let all_keys = commands(stmt).into_iter().all(|c| {
+                (*c).subtype == pg_sys::AlterTableType::AT_AddConstraint
+                    && node::tag((*c).def) == T_Constraint
+                    && [CONSTR_PRIMARY, CONSTR_UNIQUE].contains(&(*(*c).def.cast::<pg_sys::Constraint>()).contype)
+            });
+            if !all_keys {
+                return None;
+            }
+            (*stmt.cast::<pg_sys::AlterTableStmt>()).relation
+        }
+        _ => return None,
+    };
+    node::resolve(relation).is_some_and(|oid| is_sharded(oid)).then_some(relation)
+}
+
 unsafe fn partitions_are_fixed(parent: pg_sys::Oid) -> Verdict {
     Verdict::Refuse {
         what: format!("partitions of the sharded table \"{}\" cannot be changed by hand", node::relation_name(parent)),

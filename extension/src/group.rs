@@ -5,7 +5,7 @@ use crate::{node, settings};
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 use std::cell::Cell;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::ptr::null_mut;
 
 /// One schema change at a time in the whole cluster: this advisory lock, on the group with the lowest id. Without it, two
@@ -228,16 +228,11 @@ pub(crate) unsafe fn run_here(sql: &str, origin: Origin) {
 pub(crate) unsafe fn execute(sql: &str, search_path: Option<&str>, role: Option<&str>, origin: Origin) {
     let level = pg_sys::NewGUCNestLevel();
     if let Some(path) = search_path {
-        pg_sys::set_config_option(
-            c"search_path".as_ptr(),
-            node::palloc_text(path),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_SAVE,
-            true,
-            0,
-            false,
-        );
+        set_for_now(c"search_path", path);
+    }
+    if origin == Origin::Statement {
+        // What follows from the statement must follow here as on the sender; nothing is sent from here in any case.
+        set_for_now(c"shardman.broadcast_utility", "on");
     }
     let _user = role.map(|name| {
         let role = pg_sys::get_role_oid(node::palloc_text(name), false);
@@ -245,4 +240,18 @@ pub(crate) unsafe fn execute(sql: &str, search_path: Option<&str>, role: Option<
     });
     run_here(sql, origin);
     pg_sys::AtEOXact_GUC(true, level);
+}
+
+/// Until the GUC nest level ends.
+unsafe fn set_for_now(name: &CStr, value: &str) {
+    pg_sys::set_config_option(
+        name.as_ptr(),
+        node::palloc_text(value),
+        pg_sys::GucContext::PGC_USERSET,
+        pg_sys::GucSource::PGC_S_SESSION,
+        pg_sys::GucAction::GUC_ACTION_SAVE,
+        true,
+        0,
+        false,
+    );
 }

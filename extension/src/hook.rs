@@ -151,8 +151,19 @@ unsafe extern "C-unwind" fn before(
     }
     if create_table::is_distributed(stmt) {
         before_distributed_table(&mut plan, query, context);
-    } else if not_sending(context).is_none() {
+        return plan;
+    }
+    let sends = not_sending(context).is_none();
+    if sends {
         before_other(&mut plan, query);
+    }
+    if (sends || group::executing() == Some(Origin::Statement)) && classify::adds_keys(stmt).is_some() {
+        // The tree may sit in a plan cache and run again: only a copy is changed.
+        plan.pstmt = pg_sys::copyObjectImpl(pstmt.cast()).cast();
+        plan.read_only = false;
+        if let Some(table) = classify::adds_keys((*plan.pstmt).utilityStmt) {
+            (*table).inh = false;
+        }
     }
     plan
 }

@@ -463,6 +463,43 @@ async fn schema_changes_of_a_sharded_table() -> Result<()> {
 }
 
 #[tokio::test]
+async fn keys_of_a_sharded_table_change() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    let one = cluster.sql(1).await?;
+    one.batch_execute(
+        "create table x(id int not null, n int not null) with (distributed_by='id', num_parts=2);
+         insert into x values (1, 1), (3, 3); alter table x add primary key (id); create unique index x_u on x(id, n);
+         alter table x add constraint pair unique (n, id)",
+    )
+    .await?;
+    let keys = "select string_agg(relname, ' ' order by relname) from pg_class where relkind in ('i', 'I') and relname ~ '^(x|pair)'";
+    let (first, second) =
+        ("pair x_0_id_n_idx x_0_n_id_key x_0_pkey x_pkey x_u", "pair x_1_id_n_idx x_1_n_id_key x_1_pkey x_pkey x_u");
+    assert_eq!(cluster.everywhere(keys).await?, [first, second]);
+    for row in ["(1, 9)", "(3, 9)"] {
+        assert_eq!(error(&one, &format!("insert into x values {row}")).await.code().code(), "23505");
+    }
+    let two = cluster.sql(2).await?;
+    two.batch_execute("drop index x_u; alter table x drop constraint pair; alter table x drop constraint x_pkey")
+        .await?;
+    assert_eq!(
+        cluster
+            .everywhere("select count(*) from pg_class where relkind in ('i', 'I') and relname ~ '^(x|pair)'")
+            .await?,
+        ["0"; 2]
+    );
+    two.batch_execute("insert into x values (1, 1), (3, 3)").await?;
+    // Rows that break the key keep it away on all groups.
+    assert_eq!(error(&one, "alter table x add primary key (id)").await.code().code(), "23505");
+    assert!(error(&one, "alter table x add unique (n)").await.message().contains("partitioning columns"));
+    assert_eq!(
+        cluster.everywhere("select count(*) from pg_class where relkind in ('i', 'I') and relname ~ '^x'").await?,
+        ["0"; 2]
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn rollback_and_errors() -> Result<()> {
     let cluster = Cluster::start(3).await?;
     let one = cluster.sql(1).await?;
@@ -641,6 +678,65 @@ async fn concurrent_schema_changes_take_turns() -> Result<()> {
         ["16"; 3]
     );
     assert_eq!(cluster.everywhere("select count(*) from shardman.parts").await?, ["45"; 3]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rights_and_locks() -> Result<()> {
+    let cluster = Cluster::start(2).await?;
+    let one = cluster.sql(1).await?;
+    one.batch_execute(
+        "create schema s; create table s.x(id int primary key) with (distributed_by='id', num_parts=2);
+         create table h(id int) partition by hash (id); create role eve login; create role amy login;
+         grant create on schema s, public to amy",
+    )
+    .await?;
+    let eve = cluster.server(1).connect_with("user=eve").await?;
+    assert_eq!(
+        text(&eve, "select count(*) from shardman.parts, shardman.repgroups, shardman.sharded_tables").await?,
+        "4"
+    );
+    for statement in [
+        "delete from shardman.parts",
+        "insert into shardman.exec values ('select 1')",
+        "select shardman.hash_shard_table('h', 2)",
+        "select shardman.shard_everywhere('h'::regclass, 2, null)",
+        "drop table s.x",
+    ] {
+        assert_eq!(error(&eve, statement).await.code().code(), "42501", "{statement}");
+    }
+    // Owners without a user mapping of their own, and whole schemas.
+    let amy = cluster.server(1).connect_with("user=amy").await?;
+    amy.batch_execute(
+        "create table public.a(id int) partition by hash (id); select shardman.hash_shard_table('a', 2);
+         create table b(id int) with (distributed_by='id', colocate_with='a'); drop table a cascade",
+    )
+    .await?;
+    assert_eq!(
+        cluster.everywhere("select relowner::regrole from pg_class where relname in ('b_0', 'b_1')").await?,
+        ["amy"; 2]
+    );
+    one.batch_execute("drop owned by amy; drop schema s cascade").await?;
+    assert_eq!(cluster.everywhere("select count(*) from shardman.sharded_tables").await?, ["0"; 2]);
+    assert_eq!(cluster.everywhere("select count(*) from pg_class where relname ~ '^[abx]_'").await?, ["0"; 2]);
+
+    // While a group is added, schema changes wait and reading goes on.
+    for mode in ["exclusive", "access exclusive"] {
+        let adding = cluster.sql(1).await?;
+        adding.batch_execute(&format!("begin; lock table shardman.repgroups in {mode} mode")).await?;
+        let e = error(&one, "set lock_timeout = '100ms'; create table late(id int)").await;
+        assert_eq!(e.code().code(), "55P03", "{e:?}");
+    }
+    // Each server is one group only, whatever its configuration says later.
+    one.batch_execute("set shardman.rgid = 2").await?;
+    refused(&one, "create table late(id int)", "not clear which replication group").await;
+    assert_eq!(cluster.have("late").await?, "ff");
+
+    // Statements arrive in their order, also from one INSERT of several rows.
+    one.batch_execute("reset shardman.rgid; insert into shardman.exec_2 (sql) values ('create table public.o(id int)'), ('insert into public.o values (1)'), ('alter table public.o add n int')").await?;
+    assert_eq!(text(&cluster.sql(2).await?, "select count(*) from o where n is null").await?, "1");
+    let config = "select array_agg(c::regclass order by c::regclass::text) from pg_extension, unnest(extconfig) c where extname = 'shardman'";
+    assert_eq!(text(&one, config).await?, "{shardman.parts,shardman.repgroups,shardman.sharded_tables}");
     Ok(())
 }
 
