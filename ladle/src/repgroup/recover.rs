@@ -1,0 +1,130 @@
+//! Ending what a killed command has left half done on the servers.
+
+use super::{Reserved, advance};
+use crate::cluster::{Loaded, load_existing};
+use crate::context::Context;
+use crate::error::Error;
+use crate::group::{Group, Place, login};
+use crate::report::Progress;
+use model::RepGroupId;
+use model::layout::{RepGroupDoc, RepGroupState};
+use pg::{Login, Session};
+use store::Lock;
+
+/// The name of an operation's prepared transactions.
+pub(super) fn gid(operation: &str) -> String {
+    format!("shardman:addrepgroup:{operation}")
+}
+
+/// How leftovers of an operation end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The operation did not reach the point of no return.
+    RollBack,
+    /// It did.
+    Commit,
+}
+
+/// What the state of a group's document says about the operation's prepared transactions.
+pub(super) fn verdict(state: RepGroupState) -> Option<Verdict> {
+    match state {
+        RepGroupState::Adding => Some(Verdict::RollBack),
+        RepGroupState::Committing => Some(Verdict::Commit),
+        RepGroupState::Active => None,
+    }
+}
+
+/// Brings every operation that a killed command has left to its end.
+///
+/// # Errors
+/// A group that could hold a leftover can't be reached, or the store failed.
+pub async fn recover(ctx: &Context, lock: &Lock, progress: &dyn Progress) -> Result<(), Error> {
+    let loaded = load_existing(ctx).await?;
+    let login = login(&loaded.spec.doc.cluster_spec);
+    for (id, group) in &loaded.repgroups {
+        let Some(verdict) = verdict(group.doc.state) else { continue };
+        progress.info(&format!("Finishing the interrupted adding of rg {id} ({})", group.doc.stolon_name));
+        for member in active(&loaded) {
+            end_on(ctx, &Place::of(member), &group.doc.operation, verdict, &login).await?;
+        }
+        if verdict == Verdict::Commit {
+            end_on(ctx, &Place::of(&group.doc), &group.doc.operation, verdict, &login).await?;
+            advance(ctx, lock, (*id, group.clone()), RepGroupState::Active).await?;
+        }
+        // The leftovers on the new group itself are rolled back when it is added again: it may not even run now.
+    }
+    Ok(())
+}
+
+fn active(loaded: &Loaded) -> impl Iterator<Item = &RepGroupDoc> {
+    loaded.repgroups.values().map(|group| &group.doc).filter(|doc| doc.state == RepGroupState::Active)
+}
+
+/// Rolls an operation's leftovers back on one group.
+pub(super) async fn roll_back_on(ctx: &Context, place: &Place, operation: &str, login: &Login) -> Result<(), Error> {
+    end_on(ctx, place, operation, Verdict::RollBack, login).await
+}
+
+async fn end_on(ctx: &Context, place: &Place, operation: &str, verdict: Verdict, login: &Login) -> Result<(), Error> {
+    let group = Group::open(ctx, place).await?;
+    let session = group.connect(login).await?;
+    end(&group, &session, operation, verdict).await
+}
+
+/// Ends an operation's prepared transaction if it is there. Its absence means that it was ended already: under the
+/// metadata lock nobody else ends it meanwhile.
+pub(super) async fn end(group: &Group, session: &Session, operation: &str, verdict: Verdict) -> Result<(), Error> {
+    let gid = gid(operation);
+    let found = session
+        .query_opt("SELECT FROM pg_prepared_xacts WHERE gid = $1 AND database = current_database()", &[&gid])
+        .await
+        .map_err(group.sql("look for prepared transactions"))?;
+    if found.is_none() {
+        return Ok(());
+    }
+    let (verb, what) = match verdict {
+        Verdict::RollBack => ("ROLLBACK", "roll back the prepared transaction"),
+        Verdict::Commit => ("COMMIT", "commit the prepared transaction"),
+    };
+    let sql = format!("{verb} PREPARED {}", pg::quote::literal(&gid));
+    session.batch_execute(&sql).await.map_err(group.sql(what))
+}
+
+/// A server that takes part in an operation, in the order in which locks are taken.
+pub(super) struct Member {
+    pub(super) id: RepGroupId,
+    pub(super) group: Group,
+    pub(super) session: Session,
+    pub(super) hosts: String,
+    pub(super) ports: String,
+}
+
+/// After every server has prepared: the point of no return, then the commits.
+pub(super) async fn commit(ctx: &Context, lock: &Lock, members: &[Member], from: Reserved) -> Result<(), Error> {
+    let operation = from.1.doc.operation.clone();
+    let committing = match advance(ctx, lock, from, RepGroupState::Committing).await {
+        Ok(committing) => committing,
+        // Whether the store has taken the write is not known: only what it says later decides.
+        Err(error @ store::lock::LockError::Store(_)) => return Err(error.into()),
+        Err(error) => {
+            roll_back(members, &operation).await;
+            return Err(error.into());
+        }
+    };
+    for member in members {
+        end(&member.group, &member.session, &operation, Verdict::Commit).await?;
+    }
+    advance(ctx, lock, committing, RepGroupState::Active).await?;
+    Ok(())
+}
+
+/// Undoes what was prepared, as far as servers can be reached; the rest is left to [`recover`].
+pub(super) async fn roll_back(members: &[Member], operation: &str) {
+    for member in members {
+        // A session whose transaction has failed answers nothing else before this; one without gives a warning.
+        let _ = member.session.batch_execute("ROLLBACK").await;
+        if let Err(error) = end(&member.group, &member.session, operation, Verdict::RollBack).await {
+            tracing::warn!(group = %member.group.name, "{}", common::exit::one_line(&error.into()));
+        }
+    }
+}
