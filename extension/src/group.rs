@@ -1,11 +1,12 @@
 //! Other groups: which there are, sending SQL to them, running SQL that came from one.
 
-use crate::report::{fail, spi_failed};
+use crate::report::{self, fail, spi_failed};
 use crate::{node, settings};
 use pgrx::prelude::*;
 use pgrx::{IntoDatum, pg_sys};
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
+use std::panic::AssertUnwindSafe;
 use std::ptr::null_mut;
 
 /// One schema change at a time in the whole cluster: this advisory lock, on the group with the lowest id. Without it, two
@@ -211,8 +212,11 @@ pub(crate) unsafe fn send(group: i32, sql: &str, role: Option<&str>, origin: Ori
     let search_path = role.map(|_| node::text(pg_sys::GetConfigOption(c"search_path".as_ptr(), false, false)));
     let _user = Become::new(sender(table), pg_sys::SECURITY_LOCAL_USERID_CHANGE);
     let insert = format!("INSERT INTO shardman.exec_{group} (sql, search_path, role, origin) VALUES ($1, $2, $3, $4)");
-    Spi::run_with_args(&insert, &[sql.into(), search_path.into(), role.into(), origin.as_str().into()])
-        .unwrap_or_else(|e| spi_failed(&format!("send SQL to replication group {group}"), &e));
+    let run = || {
+        Spi::run_with_args(&insert, &[sql.into(), search_path.into(), role.into(), origin.as_str().into()])
+            .unwrap_or_else(|e| spi_failed(&format!("send SQL to replication group {group}"), &e));
+    };
+    PgTryBuilder::new(AssertUnwindSafe(run)).catch_others(move |error| report::on_group(group, error)).execute();
 }
 
 /// Runs SQL here without sending it on.

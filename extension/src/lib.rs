@@ -25,6 +25,9 @@ pgrx::pg_module_magic!();
 #[allow(non_snake_case, reason = "the name is PostgreSQL's")]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // With RUST_BACKTRACE=1 in the server's environment, pgrx would put a backtrace into the DETAIL of users' errors.
+    // Safe: a backend has one thread.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
     settings::define();
     hook::install();
 }

@@ -1,6 +1,6 @@
 //! Errors for people: what, why, and what to do.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
 /// Ends the statement.
@@ -22,4 +22,18 @@ pub(crate) fn spi_failed(doing: &str, error: &pgrx::spi::Error) -> ! {
         error.to_string(),
         "This is a defect of the extension shardman; report it with the statement that showed it.",
     )
+}
+
+/// Raises an error of another group again, saying which: people read the same message on three servers otherwise.
+pub(crate) fn on_group(group: i32, error: CaughtError) -> ! {
+    let CaughtError::PostgresError(report) = error else { error.rethrow() };
+    let place = format!("This happened on replication group {group}.");
+    let detail = report.detail().map_or_else(|| place.clone(), |detail| format!("{detail} {place}"));
+    let mut named =
+        ErrorReport::new(report.sql_error_code(), report.message().to_owned(), "shardman").set_detail(detail);
+    if let Some(hint) = report.hint() {
+        named = named.set_hint(hint);
+    }
+    named.report(PgLogLevel::ERROR);
+    unreachable!("an error report does not return")
 }

@@ -514,6 +514,7 @@ async fn rollback_and_errors() -> Result<()> {
     three.batch_execute("set shardman.broadcast_utility = off; create table clash(id int)").await?;
     let e = error(&one, "create table clash(id int)").await;
     assert_eq!(e.code().code(), "42P07", "{e:?}");
+    assert_eq!(e.detail(), Some("This happened on replication group 3."));
     assert_eq!(cluster.have("clash").await?, "fft");
     error(&one, "create table bad(id nosuchtype)").await;
     one.batch_execute("do $$ begin create table clash(id int); exception when duplicate_table then create table after_(id int); end $$").await?;
