@@ -1,0 +1,123 @@
+//! Wanted against found daemons: the steps between them. Pure.
+
+use crate::plan::{Daemon, FileText, Wanted};
+use crate::units::{Kind, UnitName};
+use model::ClusterName;
+use std::collections::BTreeMap;
+
+/// What a service manager says of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// The process lives.
+    Running,
+    /// About to be started.
+    Starting,
+    /// It ended or could not be started, and will be started again after a pause.
+    Failed,
+    /// It does not run and is not to.
+    Stopped,
+}
+
+impl RunState {
+    /// The word in a node's status.
+    pub fn word(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Starting => "starting",
+            RunState::Failed => "failed",
+            RunState::Stopped => "stopped",
+        }
+    }
+}
+
+/// A unit that the service manager knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundUnit {
+    /// Its name.
+    pub unit: UnitName,
+    /// What it is.
+    pub kind: Kind,
+    /// Whose it is, from the unit's own record: names of clusters may be prefixes of each other.
+    pub cluster: ClusterName,
+    /// Its environment file in the data directory.
+    pub env_file: String,
+    /// The configuration that it was started with.
+    pub config: String,
+    /// Whether it is to run, also after a reboot.
+    pub enabled: bool,
+    /// What it does.
+    pub state: RunState,
+    /// How often it was restarted since bowl started.
+    pub restarts: u32,
+    /// Why it failed; empty when it did not.
+    pub problem: String,
+}
+
+/// What was found on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Units of all clusters that the service manager shows.
+    pub units: Vec<FoundUnit>,
+    /// Files of the data directory that the plan names, as far as they can be read.
+    pub files: BTreeMap<String, FileText>,
+}
+
+/// One small, repeatable act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Stop a daemon and see to it that it is not started again. Its data stays.
+    Stop(UnitName),
+    /// Forget a stopped unit and delete its environment file. Its data stays.
+    Forget {
+        /// The unit.
+        unit: UnitName,
+        /// Its environment file.
+        env_file: String,
+    },
+    /// Replace the file of a secret.
+    WriteSecret(String),
+    /// Replace a daemon's environment file.
+    WriteEnv {
+        /// Whose.
+        unit: UnitName,
+        /// The file.
+        env_file: String,
+    },
+    /// Start a daemon that does not run.
+    Start(UnitName),
+    /// Restart a daemon with its new environment.
+    Restart(UnitName),
+}
+
+/// The steps from what was found to what is wanted, in order: first what is not wanted any more makes room, then
+/// files, then daemons in the order of the plan.
+pub fn plan_steps(wanted: &Wanted, found: &Found, cluster: &ClusterName) -> Vec<Step> {
+    let ours: BTreeMap<&UnitName, &FoundUnit> =
+        found.units.iter().filter(|unit| unit.cluster == *cluster).map(|unit| (&unit.unit, unit)).collect();
+    let mut steps = Vec::new();
+    for unit in ours.values().filter(|unit| !wanted.daemons.iter().any(|daemon| daemon.unit == unit.unit)) {
+        steps.push(Step::Stop(unit.unit.clone()));
+        steps.push(Step::Forget { unit: unit.unit.clone(), env_file: unit.env_file.clone() });
+    }
+    let changed = |name: &String, text: &FileText| found.files.get(name) != Some(text);
+    for (name, _) in wanted.secrets.iter().filter(|(name, text)| changed(name, text)) {
+        steps.push(Step::WriteSecret(name.clone()));
+    }
+    for daemon in &wanted.daemons {
+        if wanted.env_files.get(&daemon.env_file).is_some_and(|text| changed(&daemon.env_file, text)) {
+            steps.push(Step::WriteEnv { unit: daemon.unit.clone(), env_file: daemon.env_file.clone() });
+        }
+        steps.extend(plan_start(daemon, ours.get(&daemon.unit).copied()));
+    }
+    steps
+}
+
+fn plan_start(daemon: &Daemon, found: Option<&FoundUnit>) -> Option<Step> {
+    match found {
+        Some(unit) if unit.enabled && unit.state != RunState::Stopped => {
+            // One that failed is the service manager's to try again; a pass must not undo its pauses.
+            (unit.config != daemon.config).then(|| Step::Restart(daemon.unit.clone()))
+        }
+        _ => Some(Step::Start(daemon.unit.clone())),
+    }
+}
