@@ -446,8 +446,14 @@ impl EffectiveSpec {
 /// # Errors
 /// [`InvalidSpec::Malformed`] with serde's words.
 pub fn parse_user_spec(value: Value) -> Result<StolonSpec, InvalidSpec> {
-    let value = canonical(value, &SPEC_MEMBERS);
+    let value = canonical_user_spec(value);
     serde_json::from_value(value).map_err(|e| InvalidSpec::Malformed(e.to_string()))
+}
+
+/// A person's specification, or a patch of one, with every member's name in its canonical case. Unknown members and
+/// values stay as they are.
+pub fn canonical_user_spec(value: Value) -> Value {
+    canonical(value, &SPEC_MEMBERS)
 }
 
 /// A member name in its canonical case and, for objects, the names inside.
