@@ -1,0 +1,68 @@
+# What a person types: `make demo` and `make test`. Both install what is missing, as root or through sudo.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+export SUDO
+
+# On CI every run gets a fresh checkout on a machine that may be the same: compiled dependencies stay outside of it.
+ifeq ($(CI),true)
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/shardman
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+else
+CACHE ?= $(CURDIR)/target
+endif
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+EXTENSION_TARGET ?= $(TARGET)/extension
+
+PROGRAMS := ladle bowl monitor shardmanctl stolon-keeper stolon-sentinel stolon-proxy stolonctl
+
+.PHONY: help setup build test check check-extension audit bench demo demo-stop clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+setup: ## install the Debian packages that are missing
+	@scripts/setup
+
+build: setup ## build all programs into ./bin and the extension
+	cargo build --release --locked
+	@mkdir -p bin
+	@for program in $(PROGRAMS); do \
+	    cmp -s $(TARGET)/release/$$program bin/$$program || install -m 755 $(TARGET)/release/$$program bin/; done
+	@for alias in shardman-ladle:ladle shardman-bowl:bowl shardmand:bowl shardman-monitor:monitor; do \
+	    ln -sfn $${alias#*:} bin/$${alias%:*}; done
+	@$(MAKE) --no-print-directory install-extension
+
+test: build ## run all tests
+	scripts/test
+
+check: setup ## formatting, lints, dependency audit
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- --deny warnings
+	@$(MAKE) --no-print-directory check-extension
+	@$(MAKE) --no-print-directory audit
+
+check-extension: check-pg-config
+	CARGO_TARGET_DIR=$(EXTENSION_TARGET) PGRX_PG_CONFIG_PATH=$(PG_CONFIG) \
+		cargo clippy --locked --release -p shardman-extension --features pg$(PG_MAJOR) -- --deny warnings
+
+audit: ## licences, sources, duplicates and known vulnerabilities of dependencies
+	scripts/audit "$(CACHE)"
+
+bench: build ## measure start, failover and bulk load, against limits and plain PostgreSQL
+	cargo run --release --locked -p e2e --bin bench
+
+demo: build ## a cluster on this machine, and what it does when a node dies
+	scripts/demo
+
+demo-stop: ## stop the demo's cluster
+	scripts/demo stop
+
+clean: ## remove what was built
+	cargo clean
+	rm -rf bin
+
+include mk/extension.mk
