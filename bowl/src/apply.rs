@@ -7,7 +7,7 @@ use crate::observe::chain;
 use crate::plan::{Daemon, FileText, Wanted};
 use crate::units::{Kind, UnitName};
 use futures::future::join_all;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tracing::{info, warn};
 
@@ -22,8 +22,8 @@ pub async fn observe_node(manager: &dyn ServiceManager, wanted: &Wanted, data_di
     Ok(Found { units, files: names.filter_map(read).collect() })
 }
 
-/// Takes all steps: units that go, then secrets, then each daemon's own steps side by side, so that a keeper that
-/// takes long to stop holds up no other. Gives what went wrong, one line each.
+/// Takes all steps: units that go, then files, then starts and restarts side by side, so that a keeper that takes
+/// long to stop holds up no other. Gives what went wrong, one line each.
 pub async fn apply_steps(
     manager: &dyn ServiceManager,
     steps: &[Step],
@@ -31,33 +31,34 @@ pub async fn apply_steps(
     data_dir: &Path,
 ) -> Vec<String> {
     let applier = Applier { manager, wanted, data_dir };
-    let mut going: BTreeMap<&UnitName, Vec<&Step>> = BTreeMap::new();
-    let mut coming: Vec<(&Daemon, Vec<&Step>)> = Vec::new();
     let mut errors = Vec::new();
-    let mut keepers_blocked = false;
+    // Stop and Forget of one unit, in this order.
+    let mut going: BTreeMap<&UnitName, Vec<&Step>> = BTreeMap::new();
     for step in steps {
-        match step {
-            Step::Stop(unit) | Step::Forget { unit, .. } => going.entry(unit).or_default().push(step),
-            Step::WriteSecret(_) => {}
-            Step::WriteEnv { unit, .. } | Step::Start(unit) | Step::Restart(unit) => {
-                let Some(daemon) = wanted.daemons.iter().find(|daemon| daemon.unit == *unit) else { continue };
-                match coming.iter_mut().find(|(known, _)| known.unit == *unit) {
-                    Some((_, steps)) => steps.push(step),
-                    None => coming.push((daemon, vec![step])),
-                }
-            }
+        if let Step::Stop(unit) | Step::Forget { unit, .. } = step {
+            going.entry(unit).or_default().push(step);
         }
     }
     errors.extend(join_all(going.values().map(|steps| applier.take_all(steps))).await.into_iter().flatten());
-    for step in steps.iter().filter(|step| matches!(step, Step::WriteSecret(_))) {
-        if let Err(error) = applier.take(step).await {
-            keepers_blocked = true;
+    let mut blocked: BTreeSet<&UnitName> = BTreeSet::new();
+    for step in steps {
+        let concerned: Vec<&UnitName> = match step {
+            Step::WriteEnv { unit, .. } => vec![unit],
+            // A keeper without its password would only fail, and one that runs is better left alone.
+            Step::WriteSecret(_) => wanted.daemons.iter().filter(|d| d.kind == Kind::Keeper).map(|d| &d.unit).collect(),
+            _ => continue,
+        };
+        if let Some(error) = applier.take_all(&[step]).await {
+            blocked.extend(concerned);
             errors.push(error);
         }
     }
-    // A keeper without its password would only fail, and one that runs is better left alone.
-    let ready = coming.iter().filter(|(daemon, _)| !(keepers_blocked && daemon.kind == Kind::Keeper));
-    errors.extend(join_all(ready.map(|(_, steps)| applier.take_all(steps))).await.into_iter().flatten());
+    let starts = steps.iter().filter(|step| match step {
+        Step::Start(unit) | Step::Restart(unit) => !blocked.contains(unit),
+        _ => false,
+    });
+    let starts: Vec<[&Step; 1]> = starts.map(|step| [step]).collect();
+    errors.extend(join_all(starts.iter().map(|step| applier.take_all(step))).await.into_iter().flatten());
     errors
 }
 
