@@ -1,2 +1,14 @@
-//! stolon-keeper
-fn main() {}
+//! The program `stolon-keeper`.
+
+use std::process::ExitCode;
+use stolon::cli::KEEPER_PREFIX;
+use stolon::keeper::{self, args::Args};
+
+fn main() -> ExitCode {
+    let mut args: Args = common::cli::parse(&[KEEPER_PREFIX]);
+    if args.debug {
+        args.common.log_level = common::cli::LogLevel::Debug;
+    }
+    args.common.start_logging();
+    common::exit::report(keeper::main(&args))
+}

@@ -1,1 +1,208 @@
-//! placeholder
+//! The keeper owns one PostgreSQL instance and makes it what the cluster data says.
+//!
+//! Three tasks share one thread:
+//! * [`machine`] wakes on a change of the cluster data, on PostgreSQL's end, on a complete synchronous set and on a safety
+//!   timer; it looks ([`observe`]), plans ([`plan`], pure) and does ([`apply`], one function per step);
+//! * [`probe`] looks at the instance about once a second and right after each action;
+//! * [`publish`] keeps the keeper's record in the store, at once when something that matters changed.
+//!
+//! Without a store, or without cluster data in it, PostgreSQL stays as it is. PostgreSQL outlives a killed keeper, and the
+//! next one adopts it; only a clean stop of the keeper stops PostgreSQL.
+
+mod apply;
+pub mod args;
+pub mod datadir;
+pub mod error;
+pub mod machine;
+pub mod observe;
+pub mod plan;
+pub mod postgres;
+pub mod probe;
+pub mod publish;
+
+use crate::access::random_uid;
+use anyhow::{Context as _, bail};
+use args::{Args, Config};
+use common::privileges;
+use common::runtime::Termination;
+use datadir::{KeeperDir, KeeperState, write_file};
+use machine::{Machine, Parts};
+use model::stolon::keys::Keys;
+use plan::Setup;
+use postgres::binaries::Binaries;
+use postgres::conninfo;
+use postgres::sql::{SharedSession, Target};
+use probe::{Probe, Probed, Watched};
+use publish::{Facts, Identity, Publisher};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Follower, SharedStore, Target as StoreTarget};
+use tokio::sync::{Notify, watch};
+use tracing::info;
+
+/// Limit of a statement to the own PostgreSQL; the specification's `requestTimeout` by default.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the keeper until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Unusable flags or files, another keeper in the same directory, or PostgreSQL could not be stopped.
+pub fn main(args: &Args) -> anyhow::Result<()> {
+    let keys = args.common.keys()?;
+    args.warn();
+    // Password files may be readable for root only, so they are read before that right is given up.
+    let os_user =
+        if privileges::is_root() { privileges::user(privileges::POSTGRES_USER)? } else { privileges::current_user()? };
+    let config = args.config(&os_user.name)?;
+    if privileges::is_root() {
+        hand_over(&config.data_dir, &os_user)?;
+        privileges::leave_root()?;
+    }
+    common::runtime::block_on(run(args, config, keys))
+}
+
+/// Makes an empty or missing directory the property of PostgreSQL's user.
+fn hand_over(dir: &Path, user: &privileges::OsUser) -> anyhow::Result<()> {
+    datadir::make_private_dir(dir)?;
+    if std::fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?.next().is_none() {
+        std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid))
+            .with_context(|| format!("give {} to {}", dir.display(), user.name))?;
+    }
+    Ok(())
+}
+
+async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
+    let mut termination = Termination::listen()?;
+    let dir = KeeperDir::open(&config.data_dir, config.locking)?;
+    let keeper = identify(&dir, &config)?;
+    let state = dir.load_db()?;
+    let binaries = Binaries::find(config.bin_path.as_deref())?;
+    let version = binaries.version().await?;
+    if version.major < 12 {
+        bail!("PostgreSQL {} is too old; version 15 or later is wanted", version.major);
+    }
+    let passfile = conninfo::passfile(&[&config.su, &config.repl]);
+    if let Some(text) = &passfile {
+        write_file(&dir.passfile(), text.as_bytes())?;
+    }
+    let boot_uuid = uuid::Uuid::new_v4().to_string();
+    info!(keeper = %keeper.uid, boot_uuid, postgres = format!("{}.{}", version.major, version.minor), "keeper started");
+    let store = args.common.open_store().await?;
+    let setup = Setup {
+        uid: keeper.uid.clone(),
+        boot_uuid: boot_uuid.clone(),
+        listen_address: config.listen_address.clone(),
+        port: config.port,
+        socket_dir: config.socket_dir.display().to_string(),
+        su: (config.su.user.clone(), config.su.method),
+        repl: (config.repl.user.clone(), config.repl.method),
+        passfile: passfile.map(|_| dir.passfile().display().to_string()),
+    };
+    let identity = Identity {
+        uid: keeper.uid.clone(),
+        boot_uuid,
+        version,
+        priority: config.priority,
+        can_be_master: config.can_be_master,
+        can_be_synchronous_replica: config.can_be_synchronous_replica,
+        address: config.advertise_address.clone(),
+        port: config.advertise_port.to_string(),
+    };
+    let target = Target {
+        host: config.socket_dir.display().to_string(),
+        port: config.port,
+        account: config.su.clone(),
+        timeout: REQUEST_TIMEOUT,
+    };
+    let tasks = Tasks { store, keys, setup, identity, target };
+    let parts = (config, dir, binaries, keeper, state);
+    tasks.run(parts, &mut termination).await
+}
+
+/// Loads who this keeper is, or decides it.
+fn identify(dir: &KeeperDir, config: &Config) -> anyhow::Result<KeeperState> {
+    let state = match (dir.load_keeper()?, &config.uid) {
+        (Some(saved), Some(given)) if saved.uid != *given && !saved.uid.is_empty() => bail!(
+            "--uid is \"{given}\" but {} belongs to keeper \"{}\"; use that uid or another directory",
+            dir.root().display(),
+            saved.uid
+        ),
+        (Some(saved), _) if !saved.uid.is_empty() => return Ok(saved),
+        (_, given) => {
+            KeeperState { uid: given.clone().unwrap_or_else(|| random_uid().into()), cluster_uid: String::new() }
+        }
+    };
+    dir.save_keeper(&state)?;
+    Ok(state)
+}
+
+struct Tasks {
+    store: SharedStore,
+    keys: Keys,
+    setup: Setup,
+    identity: Identity,
+    target: Target,
+}
+
+impl Tasks {
+    async fn run(
+        self,
+        (config, dir, binaries, keeper, state): (Config, KeeperDir, Binaries, KeeperState, datadir::DbState),
+        termination: &mut Termination,
+    ) -> anyhow::Result<()> {
+        let Tasks { store, keys, setup, identity, target } = self;
+        let follower = Follower::start(store.clone(), vec![StoreTarget::Key(keys.clusterdata())]);
+        let (watched, watched_receiver) = watch::channel(Watched::default());
+        let (results, probed) = watch::channel(Probed::default());
+        let facts = Facts {
+            cluster_uid: keeper.cluster_uid.clone(),
+            sleep_interval: Duration::from_secs(5),
+            ..Default::default()
+        };
+        let (facts, facts_receiver) = watch::channel(facts);
+        let (stop, stopped) = watch::channel(false);
+        let (session, wake) = (Arc::new(SharedSession::default()), Arc::new(Notify::new()));
+        let probe = Probe {
+            pgdata: dir.pgdata(),
+            target: target.clone(),
+            session: session.clone(),
+            watched: watched_receiver,
+            results,
+            lost: wake.clone(),
+        };
+        let publisher = Publisher {
+            store,
+            key: keys.keeper_info(&keeper.uid),
+            identity,
+            facts: facts_receiver,
+            probed: probed.clone(),
+        };
+        let mut machine = Machine::new(Parts {
+            config: Arc::new(config),
+            dir,
+            binaries,
+            setup,
+            keeper,
+            state,
+            target,
+            session,
+            wake,
+            watched,
+            facts,
+            probed,
+            view: follower.subscribe(),
+            key: keys.clusterdata(),
+        });
+        let probing = tokio::spawn(probe.run());
+        let publishing = tokio::spawn(publisher.run(stopped));
+        machine.run(termination.wait()).await;
+        info!("stopping");
+        let result = machine.shut_down().await;
+        probing.abort();
+        // The record goes last: while it is there, PostgreSQL may be running.
+        let _ = stop.send(true);
+        let _ = publishing.await;
+        Ok(result?)
+    }
+}

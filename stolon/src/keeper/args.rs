@@ -1,0 +1,333 @@
+//! The keeper's command line, and what it means after its rules were checked.
+
+use crate::cli::CommonArgs;
+use anyhow::{Context as _, bail};
+use clap::{ArgAction, Parser, ValueEnum};
+use common::exit::UsageError;
+use model::KeeperUid;
+use model::clusterspec::Password;
+use std::path::{Path, PathBuf};
+use tracing::warn;
+
+/// Owns one PostgreSQL instance and makes it what the cluster data says
+#[derive(Debug, Parser)]
+#[command(name = "stolon-keeper", version)]
+#[allow(missing_docs, reason = "doc comments of members become help texts; that of the flattened one must not")]
+pub struct Args {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Keeper UID (a-z, 0-9 and _); generated and remembered if not given
+    #[arg(long, alias = "id", value_name = "UID")]
+    pub uid: Option<String>,
+    /// The keeper's directory; PostgreSQL's data is in its subdirectory postgres
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// PostgreSQL's listen_addresses
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub pg_listen_address: String,
+    /// PostgreSQL's port
+    #[arg(long, value_name = "PORT", default_value_t = 5432)]
+    pub pg_port: u16,
+    /// Address that others use; by default the listen address
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub pg_advertise_address: String,
+    /// Port that others use; by default --pg-port
+    #[arg(long, value_name = "PORT")]
+    pub pg_advertise_port: Option<u16>,
+    /// Directory of PostgreSQL's programs; by default PATH is searched
+    #[arg(long, value_name = "DIR")]
+    pub pg_bin_path: Option<PathBuf>,
+    /// Directory of PostgreSQL's Unix socket; created with mode 0700 if it is missing
+    #[arg(long, value_name = "DIR", default_value = "/tmp")]
+    pub pg_unix_socket_dir: PathBuf,
+    /// Superuser; by default the user that the keeper runs as
+    #[arg(long, value_name = "NAME")]
+    pub pg_su_username: Option<String>,
+    /// The superuser's password
+    #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
+    pub pg_su_password: Option<String>,
+    /// File with the superuser's password
+    #[arg(long, value_name = "FILE")]
+    pub pg_su_passwordfile: Option<PathBuf>,
+    /// The superuser's authentication
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "md5")]
+    pub pg_su_auth_method: AuthMethod,
+    /// Replication user
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub pg_repl_username: String,
+    /// The replication user's password
+    #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
+    pub pg_repl_password: Option<String>,
+    /// File with the replication user's password
+    #[arg(long, value_name = "FILE")]
+    pub pg_repl_passwordfile: Option<PathBuf>,
+    /// The replication user's authentication
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "md5")]
+    pub pg_repl_auth_method: AuthMethod,
+    /// May be chosen as new master
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = true, action = ArgAction::Set)]
+    pub can_be_master: bool,
+    /// May be added to the synchronous set
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = true, action = ArgAction::Set)]
+    pub can_be_synchronous_replica: bool,
+    /// Don't lock the data directory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set)]
+    pub disable_data_dir_locking: bool,
+    /// Priority as master, higher is preferred; if not given the stored one stays
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub priority: Option<i64>,
+    /// Address of the metrics page; accepted, metrics are not served yet
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen_address: Option<String>,
+    /// For other stores than etcd; accepted and ignored
+    #[arg(long, value_name = "KIND", hide = true)]
+    pub kube_resource_kind: Option<String>,
+    /// Don't check the store's certificate
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, hide = true)]
+    pub store_skip_tls_verify: bool,
+    /// Colored log lines; accepted, lines have no colors
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, hide = true)]
+    pub log_color: bool,
+    /// The same as --log-level debug
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, hide = true)]
+    pub debug: bool,
+}
+
+/// How a user of PostgreSQL proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMethod {
+    /// Password; PostgreSQL uses SCRAM by itself where the stored secret is one.
+    Md5,
+    /// Password by SCRAM only.
+    #[value(name = "scram-sha-256")]
+    ScramSha256,
+    /// Anybody who reaches the server.
+    Trust,
+}
+
+impl AuthMethod {
+    /// As it stands in pg_hba.conf.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuthMethod::Md5 => "md5",
+            AuthMethod::ScramSha256 => "scram-sha-256",
+            AuthMethod::Trust => "trust",
+        }
+    }
+}
+
+/// A user of PostgreSQL that the keeper works as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Role name.
+    pub user: String,
+    /// Empty with trust.
+    pub password: Password,
+    /// Authentication.
+    pub method: AuthMethod,
+}
+
+/// The checked command line.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Wanted keeper UID.
+    pub uid: Option<KeeperUid>,
+    /// The keeper's directory.
+    pub data_dir: PathBuf,
+    /// `listen_addresses`.
+    pub listen_address: String,
+    /// `port`.
+    pub port: u16,
+    /// Published address.
+    pub advertise_address: String,
+    /// Published port.
+    pub advertise_port: u16,
+    /// Where the binaries are; `None` searches.
+    pub bin_path: Option<PathBuf>,
+    /// `unix_socket_directories`.
+    pub socket_dir: PathBuf,
+    /// Superuser.
+    pub su: Account,
+    /// Replication user.
+    pub repl: Account,
+    /// See the flag.
+    pub can_be_master: bool,
+    /// See the flag.
+    pub can_be_synchronous_replica: bool,
+    /// Lock the directory.
+    pub locking: bool,
+    /// See the flag.
+    pub priority: Option<i64>,
+}
+
+impl Args {
+    /// Checks the rules of the flags. `os_user` is the user that the keeper runs as.
+    ///
+    /// # Errors
+    /// Says which flag breaks which rule.
+    pub fn config(&self, os_user: &str) -> anyhow::Result<Config> {
+        let usage = |text: String| anyhow::Error::from(UsageError(text));
+        if let Some(uid) = &self.uid
+            && !is_uid(uid)
+        {
+            return Err(usage(format!("--uid \"{uid}\" is not valid; use a-z, 0-9 and _ only")));
+        }
+        let data_dir = self.data_dir.clone().ok_or_else(|| usage("--data-dir is missing; name a directory".into()))?;
+        for (flag, value) in
+            [("--pg-listen-address", &self.pg_listen_address), ("--pg-repl-username", &self.pg_repl_username)]
+        {
+            if value.is_empty() {
+                return Err(usage(format!("{flag} is missing")));
+            }
+        }
+        if self.pg_advertise_address.is_empty() && self.pg_listen_address.contains(['*', ',']) {
+            return Err(usage("--pg-listen-address names several addresses; give --pg-advertise-address too".into()));
+        }
+        if self.store_skip_tls_verify {
+            return Err(usage("--store-skip-tls-verify is not served; give --store-ca-file".into()));
+        }
+        let su = Account {
+            user: self.pg_su_username.clone().unwrap_or_else(|| os_user.to_owned()),
+            password: password("su", self.pg_su_auth_method, &self.pg_su_password, &self.pg_su_passwordfile)?,
+            method: self.pg_su_auth_method,
+        };
+        let repl = Account {
+            user: self.pg_repl_username.clone(),
+            password: password("repl", self.pg_repl_auth_method, &self.pg_repl_password, &self.pg_repl_passwordfile)?,
+            method: self.pg_repl_auth_method,
+        };
+        if su.user == repl.user {
+            warn!("superuser and replication user are the same; two users are better");
+            if su != repl {
+                return Err(usage(
+                    "superuser and replication user are the same, so --pg-su-… and --pg-repl-… must give the same method and password".into(),
+                ));
+            }
+        }
+        let pick = |given: &String, default: &String| if given.is_empty() { default.clone() } else { given.clone() };
+        Ok(Config {
+            uid: self.uid.as_deref().map(KeeperUid::from),
+            data_dir,
+            listen_address: self.pg_listen_address.clone(),
+            port: self.pg_port,
+            advertise_address: pick(&self.pg_advertise_address, &self.pg_listen_address),
+            advertise_port: self.pg_advertise_port.unwrap_or(self.pg_port),
+            bin_path: self.pg_bin_path.clone(),
+            socket_dir: self.pg_unix_socket_dir.clone(),
+            su,
+            repl,
+            can_be_master: self.can_be_master,
+            can_be_synchronous_replica: self.can_be_synchronous_replica,
+            locking: !self.disable_data_dir_locking,
+            priority: self.priority,
+        })
+    }
+
+    /// Warnings about flags that are accepted without effect, and about a doubtful advertised address.
+    pub fn warn(&self) {
+        if self.metrics_listen_address.is_some() {
+            warn!("metrics are not served yet, --metrics-listen-address is ignored");
+        }
+        let address =
+            if self.pg_advertise_address.is_empty() { &self.pg_listen_address } else { &self.pg_advertise_address };
+        match address.parse::<std::net::IpAddr>() {
+            Ok(ip) if ip.is_loopback() => warn!(address, "other hosts can't reach the advertised loopback address"),
+            Ok(_) => {}
+            Err(_) => {
+                warn!(address, "the advertised address is a host name; PostgreSQL will depend on name resolution")
+            }
+        }
+    }
+}
+
+fn is_uid(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+fn password(who: &str, method: AuthMethod, given: &Option<String>, file: &Option<PathBuf>) -> anyhow::Result<Password> {
+    match (method, given, file) {
+        (AuthMethod::Trust, None, None) => Ok(Password::default()),
+        (AuthMethod::Trust, ..) => bail!(UsageError(format!(
+            "--pg-{who}-auth-method is trust, which needs no password; leave --pg-{who}-password and --pg-{who}-passwordfile out"
+        ))),
+        (_, Some(password), None) if !password.is_empty() => Ok(Password::from(password.as_str())),
+        (_, None, Some(file)) => read_password(file),
+        _ => bail!(UsageError(format!("give either --pg-{who}-password or --pg-{who}-passwordfile"))),
+    }
+}
+
+fn read_password(file: &Path) -> anyhow::Result<Password> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let read = || anyhow::Ok((std::fs::read_to_string(file)?, std::fs::metadata(file)?.permissions().mode()));
+    let (text, mode) = read().with_context(|| format!("read the password file {}", file.display()))?;
+    if mode & 0o077 != 0 {
+        warn!(file = %file.display(), "others may read the password file; chmod 0600 it");
+    }
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.len() != text.len() {
+        warn!(file = %file.display(), "the password file ends with a line break, which is not taken as part of the password");
+    }
+    if password.is_empty() {
+        bail!("the password file {} is empty; write the password into it", file.display());
+    }
+    if password.contains(['\n', '\0']) {
+        bail!("the password file {} has more than one line; write the password only", file.display());
+    }
+    Ok(Password::from(password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> anyhow::Result<Config> {
+        let mut line = vec!["stolon-keeper", "--cluster-name", "c", "--store-backend", "etcdv3", "--data-dir", "/d"];
+        line.extend(["--pg-listen-address", "127.0.0.1", "--pg-repl-username", "repl"]);
+        line.extend(extra);
+        Args::try_parse_from(line)?.config("postgres")
+    }
+
+    const TRUST: [&str; 4] = ["--pg-su-auth-method", "trust", "--pg-repl-auth-method", "trust"];
+
+    #[test]
+    fn defaults_follow_other_flags() {
+        let config = parse(&TRUST).unwrap();
+        assert_eq!((config.su.user.as_str(), config.advertise_address.as_str()), ("postgres", "127.0.0.1"));
+        assert_eq!((config.advertise_port, config.locking, config.priority), (5432, true, None));
+        let config =
+            parse(&[&TRUST[..], &["--can-be-master=false", "--priority", "-3", "--pg-port=7"]].concat()).unwrap();
+        assert_eq!((config.can_be_master, config.priority, config.advertise_port), (false, Some(-3), 7));
+    }
+
+    #[test]
+    fn rules_are_checked() {
+        let su_trust = ["--pg-su-auth-method", "trust"];
+        for bad in [
+            vec![],
+            [&TRUST[..], &["--uid", "A-b"]].concat(),
+            [&TRUST[..], &["--pg-su-password", "x"]].concat(),
+            [&su_trust[..], &["--pg-repl-password", "x", "--pg-repl-passwordfile", "/f"]].concat(),
+            [&su_trust[..], &["--pg-repl-passwordfile", "/nonexistent/file"]].concat(),
+            [&TRUST[..], &["--pg-listen-address", "*"]].concat(),
+            vec!["--pg-su-username", "repl", "--pg-su-password", "a", "--pg-repl-password", "b"],
+        ] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn password_files_lose_their_line_end_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p");
+        for (text, wanted) in [("a b\r\n", Some("a b")), (" x", Some(" x")), ("\n", None), ("", None), ("a\nb", None)] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(read_password(&file).ok().map(|p| p.reveal().to_owned()).as_deref(), wanted, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The keeper's own files: lock, `keeperstate`, `dbstate`, and where PostgreSQL's data is.
+
+use super::error::{KeeperError, Result, io};
+use model::{DbUid, KeeperUid};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// `keeperstate`: who this directory's keeper is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeeperState {
+    /// The keeper.
+    #[serde(rename = "UID")]
+    pub uid: KeeperUid,
+    /// The stolon cluster it belongs to; empty until known.
+    #[serde(rename = "ClusterUID")]
+    pub cluster_uid: String,
+}
+
+/// `dbstate`: what the data directory holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DbState {
+    /// The db that the data belongs to; empty for none.
+    #[serde(rename = "UID")]
+    pub uid: DbUid,
+    /// The last fully applied generation.
+    #[serde(rename = "Generation")]
+    pub generation: i64,
+    /// Data is being made; found after a restart it is garbage.
+    #[serde(rename = "Initializing")]
+    pub initializing: bool,
+    /// Parameters that the instance had right after it was made.
+    #[serde(rename = "InitPGParameters")]
+    pub init_pg_parameters: Option<BTreeMap<String, String>>,
+}
+
+/// The keeper's directory, locked for the life of the process.
+#[derive(Debug)]
+pub struct KeeperDir {
+    root: PathBuf,
+    // A POSIX lock ends when any descriptor of the file is closed, so this one is the only one ever opened.
+    _lock: Option<File>,
+}
+
+impl KeeperDir {
+    /// Creates the directory if it is missing and takes the lock.
+    ///
+    /// # Errors
+    /// The directory can't be used, or another keeper has it.
+    pub fn open(root: &Path, locking: bool) -> Result<Self> {
+        make_private_dir(root)?;
+        let root = io(root.canonicalize(), "resolve", root)?;
+        let lock = if locking { Some(take_lock(&root.join("lock"))?) } else { None };
+        Ok(KeeperDir { root, _lock: lock })
+    }
+
+    /// The directory itself, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// PostgreSQL's data directory.
+    pub fn pgdata(&self) -> PathBuf {
+        self.root.join("postgres")
+    }
+    /// Passwords for libpq, so that they appear neither in arguments nor in PostgreSQL's configuration.
+    pub fn passfile(&self) -> PathBuf {
+        self.root.join("pgpass")
+    }
+
+    /// Reads `keeperstate`; `None` if there is none.
+    ///
+    /// # Errors
+    /// The file is damaged: guessing an identity could make two keepers look like one.
+    pub fn load_keeper(&self) -> Result<Option<KeeperState>> {
+        load(&self.root.join("keeperstate"))
+    }
+    /// Replaces `keeperstate`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_keeper(&self, state: &KeeperState) -> Result<()> {
+        save(&self.root.join("keeperstate"), state)
+    }
+    /// Reads `dbstate`; none counts as "no data".
+    ///
+    /// # Errors
+    /// The file is damaged: guessing could make good data look like garbage.
+    pub fn load_db(&self) -> Result<DbState> {
+        Ok(load(&self.root.join("dbstate"))?.unwrap_or_default())
+    }
+    /// Replaces `dbstate`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_db(&self, state: &DbState) -> Result<()> {
+        save(&self.root.join("dbstate"), state)
+    }
+}
+
+/// Creates a directory that only we can read, with its parents.
+pub(super) fn make_private_dir(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    io(DirBuilder::new().recursive(true).mode(0o700).create(path), "create", path)
+}
+
+fn take_lock(path: &Path) -> Result<File> {
+    let file = io(OpenOptions::new().create(true).append(true).mode(0o644).open(path), "open", path)?;
+    let whole = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETLK(&whole)) {
+        Ok(_) => Ok(file),
+        Err(nix::errno::Errno::EACCES | nix::errno::Errno::EAGAIN) => Err(KeeperError::Other(format!(
+            "{} is locked: another keeper uses this directory; stop it or choose another --data-dir",
+            path.display()
+        ))),
+        Err(error) => io(Err(error.into()), "lock", path),
+    }
+}
+
+fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(bytes) => parse(&bytes).map(Some).map_err(|error| {
+            KeeperError::Other(format!(
+                "{} can't be read: {error}; restore it or start with an empty directory",
+                path.display()
+            ))
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => io(Err(error), "read", path),
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes)
+}
+
+fn save(path: &Path, value: &impl Serialize) -> Result<()> {
+    // Strings, numbers and maps with string keys only: serialising can't fail.
+    let bytes = serde_json::to_vec(value).expect("state is plain JSON");
+    write_file(path, &bytes)
+}
+
+/// Replaces a file atomically and durably; mode 0600.
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let temporary = directory.join(format!(".{name}.new"));
+    let write = || {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(directory)?.sync_all()
+    };
+    io(write(), "write", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_go_are_read_and_written_alike() {
+        let text = r#"{"UID":"ab","Generation":3,"Initializing":false,"InitPGParameters":{"a":"b"}}"#;
+        let state: DbState = parse(text.as_bytes()).unwrap();
+        assert_eq!((state.uid.as_str(), state.generation), ("ab", 3));
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
+        let none = r#"{"UID":"","Generation":0,"Initializing":false,"InitPGParameters":null}"#;
+        assert_eq!(serde_json::to_string(&DbState::default()).unwrap(), none);
+        let keeper: KeeperState = parse(br#"{"UID":"k1","ClusterUID":"c"}"#).unwrap();
+        assert_eq!(keeper, KeeperState { uid: "k1".into(), cluster_uid: "c".into() });
+    }
+
+    #[test]
+    fn damaged_state_is_an_error_not_an_empty_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = KeeperDir::open(dir.path(), true).unwrap();
+        assert_eq!(keeper.load_db().unwrap(), DbState::default());
+        assert_eq!(keeper.load_keeper().unwrap(), None);
+        for broken in ["", "{", "[]", "7", "{\"UID\":3}", "{\"Generation\":\"x\"}", "\u{0}"] {
+            std::fs::write(dir.path().join("dbstate"), broken).unwrap();
+            assert!(keeper.load_db().is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn saved_state_comes_back_and_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = KeeperDir::open(&dir.path().join("a/b"), true).unwrap();
+        let state = DbState { uid: "x".into(), generation: 7, initializing: true, init_pg_parameters: None };
+        keeper.save_db(&state).unwrap();
+        assert_eq!(keeper.load_db().unwrap(), state);
+        let mode = std::fs::metadata(keeper.root().join("dbstate")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mode = std::fs::metadata(keeper.root()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}

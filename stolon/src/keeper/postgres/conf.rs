@@ -1,0 +1,213 @@
+//! `postgresql.conf`.
+
+use model::DbUid;
+use model::stolon::DbSpec;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Parameters by name.
+pub type Parameters = BTreeMap<String, String>;
+
+/// Names that stolon sets itself: they are never reported nor merged into the cluster's specification.
+pub const MANAGED: [&str; 21] = [
+    "unix_socket_directories",
+    "wal_keep_segments",
+    "wal_keep_size",
+    "hot_standby",
+    "listen_addresses",
+    "port",
+    "max_replication_slots",
+    "max_wal_senders",
+    "wal_log_hints",
+    "synchronous_standby_names",
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_min_apply_delay",
+    "restore_command",
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_timeline",
+    "recovery_target_action",
+];
+
+/// What we add when the user says nothing: a standby comes back within half a second of its primary, and
+/// notices a dead one within ten.
+pub const DEFAULTS: [(&str, &str); 2] = [("wal_retrieve_retry_interval", "500ms"), ("wal_receiver_timeout", "10s")];
+
+/// How a standby finds its primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// `primary_conninfo`.
+    pub primary_conninfo: String,
+    /// `primary_slot_name`.
+    pub primary_slot_name: String,
+}
+
+/// What the parameters depend on besides the db's specification.
+#[derive(Clone, Debug)]
+pub struct ConfInput<'a> {
+    /// The db.
+    pub spec: &'a DbSpec,
+    /// Parameters right after initialisation.
+    pub init: Option<&'a Parameters>,
+    /// `listen_addresses`.
+    pub listen_address: &'a str,
+    /// `port`.
+    pub port: u16,
+    /// `unix_socket_directories`.
+    pub socket_dir: &'a str,
+    /// For standbys.
+    pub recovery: Option<&'a Recovery>,
+}
+
+/// The parameters in force, later sources over earlier ones.
+pub fn parameters(input: &ConfInput<'_>) -> Parameters {
+    let spec = input.spec;
+    let mut all: Parameters = DEFAULTS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    if let (true, Some(init)) = (spec.include_previous_config, input.init) {
+        all.extend(init.clone());
+    }
+    all.extend(spec.pg_parameters.clone());
+    let wal_level =
+        if spec.pg_parameters.get("wal_level").is_some_and(|level| level == "logical") { "logical" } else { "replica" };
+    // 128 MB is stolon's value; slots keep what attached standbys need, this is for those without one.
+    let wal_keep_size = spec.pg_parameters.get("wal_keep_size").map_or("128MB", String::as_str).to_owned();
+    let standbys = u32::from(spec.max_standbys);
+    let wal_senders = 2 * standbys + 2 + u32::from(spec.additional_wal_senders);
+    let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
+    set("unix_socket_directories", input.socket_dir.to_owned());
+    set("hot_standby", "on".to_owned());
+    set("wal_level", wal_level.to_owned());
+    set("wal_keep_size", wal_keep_size);
+    set("listen_addresses", input.listen_address.to_owned());
+    set("port", input.port.to_string());
+    set("max_replication_slots", standbys.to_string());
+    set("max_wal_senders", wal_senders.to_string());
+    if spec.use_pgrewind {
+        set("wal_log_hints", "on".to_owned());
+    }
+    set("synchronous_standby_names", synchronous_standby_names(spec));
+    if let Some(Recovery { primary_conninfo, primary_slot_name }) = input.recovery {
+        set("primary_conninfo", primary_conninfo.clone());
+        set("primary_slot_name", primary_slot_name.clone());
+        set("recovery_target_timeline", "latest".to_owned());
+    }
+    // A parameter that this version does not know would stop the server from starting.
+    all.remove("wal_keep_segments");
+    all
+}
+
+/// Every listed standby must confirm: the count is always the length of the list.
+fn synchronous_standby_names(spec: &DbSpec) -> String {
+    if !spec.synchronous_replication {
+        return String::new();
+    }
+    let internal = spec.synchronous_standbys.iter().flatten().map(|db: &DbUid| super::slots::name(db));
+    let names: Vec<String> = internal.chain(spec.external_synchronous_standbys.iter().flatten().cloned()).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => one.clone(),
+        many => format!("{} ({})", many.len(), many.join(",")),
+    }
+}
+
+/// Renders parameters, sorted, each value quoted.
+pub fn render(parameters: &Parameters) -> String {
+    let mut text = String::new();
+    for (name, value) in parameters {
+        let _ = writeln!(text, "{name} = {}", quote(value));
+    }
+    text
+}
+
+/// A value as PostgreSQL's configuration files take it: quotes doubled; backslashes too, since they escape there.
+fn quote(value: &str) -> String {
+    // A line break ends a value in these files; no parameter needs one.
+    let value = value.replace('\\', "\\\\").replace('\'', "''").replace(['\n', '\r'], " ");
+    format!("'{value}'")
+}
+
+/// The value of one parameter in a rendered file.
+pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = '")?.strip_suffix('\''))
+}
+
+/// Parameters that are reported: neither managed nor added by us where the user was silent.
+pub fn reported(file: Parameters, user: &Parameters) -> Parameters {
+    let added = |name: &str, value: &str| DEFAULTS.contains(&(name, value)) && !user.contains_key(name);
+    file.into_iter().filter(|(name, value)| !MANAGED.contains(&name.as_str()) && !added(name, value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> DbSpec {
+        DbSpec { max_standbys: 20, additional_wal_senders: 5, ..Default::default() }
+    }
+
+    fn all(spec: &DbSpec, init: Option<&Parameters>, recovery: Option<&Recovery>) -> Parameters {
+        let input = ConfInput { spec, init, listen_address: "127.0.0.1", port: 5442, socket_dir: "/tmp", recovery };
+        parameters(&input)
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> Parameters {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn golden() {
+        let recovery =
+            Recovery { primary_conninfo: "host=a user='it''s'".into(), primary_slot_name: "stolon_b".into() };
+        let spec = DbSpec {
+            use_pgrewind: true,
+            pg_parameters: map(&[("x.y", "it's \\ \n"), ("port", "1"), ("wal_level", "minimal")]),
+            ..spec()
+        };
+        assert_eq!(
+            render(&all(&spec, None, Some(&recovery))),
+            "hot_standby = 'on'\nlisten_addresses = '127.0.0.1'\nmax_replication_slots = '20'\nmax_wal_senders = '47'\n\
+             port = '5442'\nprimary_conninfo = 'host=a user=''it''''s'''\nprimary_slot_name = 'stolon_b'\n\
+             recovery_target_timeline = 'latest'\nsynchronous_standby_names = ''\nunix_socket_directories = '/tmp'\n\
+             wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '10s'\n\
+             wal_retrieve_retry_interval = '500ms'\nx.y = 'it''s \\\\  '\n"
+        );
+    }
+
+    #[test]
+    fn users_values_win_where_they_may() {
+        let init = map(&[("shared_buffers", "1MB"), ("a.b", "init")]);
+        let user =
+            map(&[("wal_level", "logical"), ("wal_keep_size", "1GB"), ("a.b", "user"), ("wal_receiver_timeout", "1s")]);
+        let mut spec = DbSpec { pg_parameters: user.clone(), ..spec() };
+        let text = render(&all(&spec, Some(&init), None));
+        assert_eq!(value(&text, "wal_level"), Some("logical"));
+        assert_eq!((value(&text, "wal_keep_size"), value(&text, "wal_receiver_timeout")), (Some("1GB"), Some("1s")));
+        assert_eq!((value(&text, "a.b"), value(&text, "shared_buffers")), (Some("user"), None));
+        spec.include_previous_config = true;
+        assert_eq!(all(&spec, Some(&init), None)["shared_buffers"], "1MB");
+        let back = reported(all(&spec, Some(&init), None), &user);
+        assert!(back.contains_key("wal_level") && back.contains_key("wal_receiver_timeout"));
+        assert!(!back.contains_key("port") && !back.contains_key("wal_retrieve_retry_interval"));
+    }
+
+    #[test]
+    fn every_listed_standby_must_confirm() {
+        let names = |on: bool, internal: Option<&[&str]>, external: Option<&[&str]>| {
+            synchronous_standby_names(&DbSpec {
+                synchronous_replication: on,
+                synchronous_standbys: internal.map(|list| list.iter().map(|uid| (*uid).into()).collect()),
+                external_synchronous_standbys: external.map(|list| list.iter().map(|&name| name.into()).collect()),
+                ..Default::default()
+            })
+        };
+        assert_eq!(names(false, Some(&["a"]), None), "");
+        assert_eq!(names(true, None, None), "");
+        assert_eq!(names(true, Some(&["a"]), Some(&[])), "stolon_a");
+        assert_eq!(names(true, Some(&[]), Some(&["stolonfakestandby"])), "stolonfakestandby");
+        assert_eq!(names(true, Some(&["a", "b"]), Some(&["x"])), "3 (stolon_a,stolon_b,x)");
+    }
+}

@@ -1,0 +1,13 @@
+//! One PostgreSQL instance: its programs, process, files and connections.
+
+pub mod binaries;
+pub mod conf;
+pub mod conninfo;
+pub mod control;
+pub mod hba;
+pub mod process;
+pub mod slots;
+pub mod sql;
+
+/// What the name of every slot and every standby of the cluster begins with.
+pub const PREFIX: &str = "stolon_";

@@ -1,0 +1,337 @@
+//! SQL on the own instance over its Unix socket, and on another member over TCP, always as superuser.
+
+use super::conf::Parameters;
+use super::slots::{self, SlotChanges};
+use crate::keeper::args::Account;
+use crate::keeper::error::{KeeperError, Result};
+use pg::quote::{ident, literal};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls, error::SqlState};
+
+/// Where and as whom to connect.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Host, or directory of the Unix socket.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Superuser.
+    pub account: Account,
+    /// Limit of connecting and of each statement.
+    pub timeout: Duration,
+}
+
+/// A session; its connection ends with it.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    task: JoinHandle<()>,
+    timeout: Duration,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a failed attempt to connect or query says about the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// It answered that it has no room: it lives and works.
+    Crowded,
+    /// No answer in time.
+    Slow,
+    /// It is down, starting or stopping.
+    Down,
+}
+
+/// Judges an error, so that a server which is merely busy is not declared dead.
+pub fn liveness(error: &KeeperError) -> Liveness {
+    match error {
+        KeeperError::Sql { source, .. } => match source.code() {
+            Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => Liveness::Crowded,
+            Some(code) if *code == SqlState::QUERY_CANCELED => Liveness::Slow,
+            _ => Liveness::Down,
+        },
+        KeeperError::NotYet(_) => Liveness::Slow,
+        _ => Liveness::Down,
+    }
+}
+
+/// Opens a session. `ended` is called when the connection ends, however it ends.
+///
+/// # Errors
+/// The server can't be reached or refuses.
+pub async fn connect(target: &Target, ended: impl FnOnce() + Send + 'static) -> Result<Session> {
+    let mut config = Config::new();
+    config.host(&target.host).port(target.port).user(&target.account.user).dbname("postgres");
+    config.application_name("stolon-keeper").connect_timeout(target.timeout);
+    // The keeper's own commits must never wait for a standby, and no user setting may end or mislead the session.
+    config.options(format!(
+        "-c statement_timeout={} -c synchronous_commit=local -c idle_session_timeout=0 -c search_path=pg_catalog \
+         -c default_transaction_read_only=off",
+        target.timeout.as_millis()
+    ));
+    if !target.account.password.is_empty() {
+        config.password(target.account.password.reveal());
+    }
+    let (client, connection) = match tokio::time::timeout(target.timeout, config.connect(NoTls)).await {
+        Ok(result) => result.map_err(|source| KeeperError::Sql { what: "connect to postgres", source })?,
+        Err(_) => return Err(KeeperError::NotYet("postgres does not answer to a connection".into())),
+    };
+    let task = tokio::spawn(async move {
+        // The client's next call reports the same error.
+        let _ = connection.await;
+        ended();
+    });
+    Ok(Session { client, task, timeout: target.timeout })
+}
+
+/// One persistent session to the own instance, shared by the probe and the state machine.
+#[derive(Debug, Default)]
+pub struct SharedSession(tokio::sync::Mutex<Option<Arc<Session>>>);
+
+impl SharedSession {
+    /// The session, opened again if it has ended.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn get(&self, target: &Target, ended: impl FnOnce() + Send + 'static) -> Result<Arc<Session>> {
+        let mut slot = self.0.lock().await;
+        if let Some(session) = slot.as_ref().filter(|session| !session.client.is_closed()) {
+            return Ok(session.clone());
+        }
+        let session = Arc::new(connect(target, ended).await?);
+        *slot = Some(session.clone());
+        Ok(session)
+    }
+
+    /// Forgets the session: the server behind it is about to change.
+    pub async fn close(&self) {
+        *self.0.lock().await = None;
+    }
+}
+
+/// State of an instance in one look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// It is a standby, or in another recovery.
+    pub in_recovery: bool,
+    /// System identifier.
+    pub system_id: String,
+    /// Timeline that is written or received.
+    pub timeline: u64,
+    /// Flushed, or received and replayed, position.
+    pub lsn: u64,
+    /// Connected standbys of ours: name without prefix, state, synchronous state.
+    pub standbys: Vec<Standby>,
+    /// A standby's receiver is streaming.
+    pub receiving: bool,
+}
+
+/// A row of `pg_stat_replication`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standby {
+    /// The db.
+    pub db: String,
+    /// It has caught up and streams.
+    pub streaming: bool,
+    /// Commits wait for it.
+    pub sync: bool,
+}
+
+/// A timeline of a standby: what its receiver gets if it has one, and never less than the control file says.
+const SNAPSHOT: &str = "\
+    SELECT r.recovery, s.system_identifier::text, \
+      CASE WHEN r.recovery THEN greatest(c.timeline_id::int8, v.min_recovery_end_timeline::int8, \
+             (SELECT max(received_tli)::int8 FROM pg_stat_wal_receiver)) \
+           ELSE ('x0' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(36)::int8 END, \
+      (CASE WHEN r.recovery THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+            ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::text, \
+      EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+      ARRAY(SELECT application_name || ' ' || coalesce(state, '') || ' ' || coalesce(sync_state, '') \
+            FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1) \
+    FROM (SELECT pg_is_in_recovery() AS recovery) r, pg_control_system() s, pg_control_checkpoint() c, \
+         pg_control_recovery() v";
+
+impl Session {
+    async fn within<T>(
+        &self,
+        what: &'static str,
+        query: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> Result<T> {
+        // The server's own limit does not help when the server is stopped or the network is gone.
+        match tokio::time::timeout(self.timeout + Duration::from_secs(1), query).await {
+            Ok(result) => result.map_err(|source| KeeperError::Sql { what, source }),
+            Err(_) => Err(KeeperError::NotYet(format!("{what}: postgres does not answer"))),
+        }
+    }
+
+    async fn run(&self, what: &'static str, sql: &str) -> Result<()> {
+        self.within(what, self.client.batch_execute(sql)).await
+    }
+
+    /// Looks at everything that the probe publishes.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let row = self.within("look at postgres", self.client.query_one(SNAPSHOT, &[])).await?;
+        let lsn: Option<String> = row.get(3);
+        let timeline: Option<i64> = row.get(2);
+        let standbys: Vec<String> = row.get(5);
+        Ok(Snapshot {
+            in_recovery: row.get(0),
+            system_id: row.get(1),
+            timeline: timeline.and_then(|timeline| u64::try_from(timeline).ok()).unwrap_or(0),
+            lsn: lsn.and_then(|lsn| lsn.parse().ok()).unwrap_or(0),
+            receiving: row.get(4),
+            standbys: standbys.iter().filter_map(|row| parse_standby(row)).collect(),
+        })
+    }
+
+    /// It is in recovery: a standby.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn in_recovery(&self) -> Result<bool> {
+        let query = self.client.query_one("SELECT pg_is_in_recovery()", &[]);
+        Ok(self.within("ask for the role", query).await?.get(0))
+    }
+
+    /// Parameters that stand in configuration files, the last one of a name.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn file_parameters(&self) -> Result<Parameters> {
+        const SQL: &str =
+            "SELECT name, coalesce(setting, '') FROM pg_file_settings WHERE name IS NOT NULL ORDER BY seqno";
+        let rows = self.within("read the configured parameters", self.client.query(SQL, &[])).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// A parameter's value in this session.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn setting(&self, name: &str) -> Result<String> {
+        let sql = format!("SELECT coalesce(current_setting({}, true), '')", literal(name));
+        Ok(self.within("read a parameter", self.client.query_one(&sql, &[])).await?.get(0))
+    }
+
+    /// Names of parameters that wait for a restart.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn pending_restart(&self) -> Result<Vec<String>> {
+        let query = self.client.query("SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1", &[]);
+        Ok(self
+            .within("look for parameters that wait for a restart", query)
+            .await?
+            .iter()
+            .map(|row| row.get(0))
+            .collect())
+    }
+
+    /// Asks a standby to become primary; does not wait for it.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn promote(&self) -> Result<()> {
+        self.run("promote", "SELECT pg_promote(false)").await
+    }
+
+    /// Writes a checkpoint at once.
+    ///
+    /// # Errors
+    /// The statement fails.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.run("checkpoint", "CHECKPOINT").await
+    }
+
+    /// Permanent physical slots.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn slots(&self) -> Result<BTreeSet<String>> {
+        const SQL: &str =
+            "SELECT slot_name::text FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary";
+        let rows = self.within("list replication slots", self.client.query(SQL, &[])).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Makes the slots of ours exactly the wanted ones. A slot in use can't be dropped; that is left for later.
+    ///
+    /// # Errors
+    /// A slot can't be created.
+    pub async fn ensure_slots(&self, wanted: &BTreeSet<String>) -> Result<()> {
+        let SlotChanges { drop, create } = slots::plan_changes(wanted, &self.slots().await?);
+        for slot in drop {
+            match self
+                .run("drop a replication slot", &format!("SELECT pg_drop_replication_slot({})", literal(&slot)))
+                .await
+            {
+                Ok(()) => tracing::info!(slot, "dropped a replication slot"),
+                Err(error) => tracing::debug!(slot, %error, "a replication slot stays for now"),
+            }
+        }
+        for slot in create {
+            // Reserving WAL at once: the base backup that follows must not lose its first segment.
+            self.run(
+                "create a replication slot",
+                &format!("SELECT pg_create_physical_replication_slot({}, true)", literal(&slot)),
+            )
+            .await?;
+            tracing::info!(slot, "created a replication slot");
+        }
+        Ok(())
+    }
+
+    /// Creates the replication user, or gives the superuser the right to replicate if they are the same.
+    ///
+    /// # Errors
+    /// A statement fails.
+    pub async fn set_up_roles(&self, su: &Account, repl: &Account) -> Result<()> {
+        // No logging of statements: they hold the passwords.
+        let mut sql = String::from(
+            "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'; \
+             SET password_encryption = 'scram-sha-256';",
+        );
+        let password = |account: &Account| match account.password.is_empty() {
+            true => String::new(),
+            false => format!(" PASSWORD {}", literal(account.password.reveal())),
+        };
+        let name = ident(&repl.user);
+        if su.user == repl.user {
+            sql += &format!("ALTER ROLE {name} REPLICATION{};", password(su));
+        } else {
+            sql += &format!("CREATE ROLE {name} LOGIN REPLICATION{};", password(repl));
+        }
+        self.run("set up roles", &sql).await
+    }
+}
+
+fn parse_standby(row: &str) -> Option<Standby> {
+    let mut words = row.strip_prefix(super::PREFIX)?.split(' ');
+    let (db, state, sync) = (words.next()?, words.next()?, words.next()?);
+    Some(Standby { db: db.to_owned(), streaming: state == "streaming", sync: sync == "sync" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_standbys() {
+        let standby = |db: &str, streaming, sync| Standby { db: db.into(), streaming, sync };
+        assert_eq!(parse_standby("stolon_ab streaming sync"), Some(standby("ab", true, true)));
+        assert_eq!(parse_standby("stolon_ab catchup async"), Some(standby("ab", false, false)));
+        for broken in ["", "stolon_", "other streaming sync", "stolon_ab"] {
+            assert_eq!(parse_standby(broken), None, "{broken}");
+        }
+    }
+}

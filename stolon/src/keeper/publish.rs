@@ -1,0 +1,252 @@
+//! What this keeper tells the cluster: its record in the store, on a lease that is kept alive.
+
+use super::probe::Probed;
+use crate::access::random_uid;
+use model::stolon::{KeeperInfo, PostgresBinaryVersion, PostgresState};
+use model::{DbUid, GoDuration, KeeperUid};
+use std::time::Duration;
+use store::{KeptLease, LeaseId, SharedStore};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// etcd grants no shorter leases by default.
+const MIN_TTL: i64 = 2;
+/// What the Go programs use; a record must not outlive them.
+const MAX_TTL: i64 = 20;
+/// Pause after a failed put.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What does not change while the keeper runs.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// This keeper.
+    pub uid: KeeperUid,
+    /// This start of it.
+    pub boot_uuid: String,
+    /// PostgreSQL's version.
+    pub version: PostgresBinaryVersion,
+    /// See the flags.
+    pub priority: Option<i64>,
+    /// See the flags.
+    pub can_be_master: bool,
+    /// See the flags.
+    pub can_be_synchronous_replica: bool,
+    /// Advertised address.
+    pub address: String,
+    /// Advertised port.
+    pub port: String,
+}
+
+/// What the state machine knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Empty while unknown: nothing is published.
+    pub cluster_uid: String,
+    /// The db of the data directory and its applied generation.
+    pub db: (DbUid, i64),
+    /// Decides the lease's TTL; `None` while the specification is unknown.
+    pub fail_interval: Option<GoDuration>,
+    /// Smallest pause between publications where nothing but the position changed.
+    pub sleep_interval: Duration,
+    /// Counts rewrites of the cluster data. A Go sentinel rewrites it at each check and takes a record whose uid stays
+    /// the same for dead; ours does not. Answering rewrites serves the one and costs nothing with the other.
+    pub rewrites: u64,
+}
+
+/// TTL of the record's lease, in seconds.
+pub fn lease_seconds(fail_interval: Option<GoDuration>) -> u32 {
+    const SECOND: i64 = 1_000_000_000;
+    let nanos = fail_interval.map_or(MAX_TTL * SECOND, GoDuration::as_nanos);
+    let seconds = nanos.div_euclid(SECOND) + i64::from(nanos.rem_euclid(SECOND) > 0);
+    u32::try_from(seconds.clamp(MIN_TTL, MAX_TTL)).unwrap_or(20)
+}
+
+/// The record, without its random uid.
+pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo {
+    let known = probed.pid.is_some() || !facts.db.0.is_empty();
+    KeeperInfo {
+        uid: identity.uid.clone(),
+        cluster_uid: facts.cluster_uid.clone(),
+        boot_uuid: identity.boot_uuid.clone(),
+        postgres_binary_version: identity.version,
+        priority: identity.priority,
+        postgres_state: known.then(|| state(identity, facts, probed)),
+        can_be_master: Some(identity.can_be_master),
+        can_be_synchronous_replica: Some(identity.can_be_synchronous_replica),
+        lease_seconds: Some(lease_seconds(facts.fail_interval)),
+        ..Default::default()
+    }
+}
+
+fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
+    let base = PostgresState {
+        uid: facts.db.0.clone(),
+        generation: facts.db.1,
+        listen_address: identity.address.clone(),
+        port: identity.port.clone(),
+        ..Default::default()
+    };
+    if !probed.healthy {
+        return base;
+    }
+    PostgresState {
+        healthy: true,
+        system_id: probed.snapshot.system_id.clone(),
+        timeline_id: probed.snapshot.timeline,
+        xlog_pos: probed.snapshot.lsn,
+        timelines_history: probed.history.clone(),
+        pg_parameters: probed.parameters.clone(),
+        synchronous_standbys: Some(probed.in_sync().unwrap_or_default().into_iter().collect()),
+        older_wal_file: probed.older_wal_file.clone(),
+        ..base
+    }
+}
+
+/// The part of a record whose change is told at once.
+fn essence(info: &KeeperInfo) -> KeeperInfo {
+    let mut info = info.clone();
+    if let Some(state) = &mut info.postgres_state {
+        state.xlog_pos = 0;
+        state.older_wal_file.clear();
+    }
+    info
+}
+
+/// When a record is due, given the one that was put last (and when).
+fn due(last: Option<&(KeeperInfo, u64, Instant)>, info: &KeeperInfo, facts: &Facts) -> Option<Instant> {
+    let Some((put, rewrites, at)) = last else { return Some(Instant::now()) };
+    if essence(put) != essence(info) {
+        return Some(*at);
+    }
+    let position = (put != info).then(|| *at + facts.sleep_interval);
+    // Half: the answer to a rewrite that comes a little early must not be left out.
+    let answer = (*rewrites != facts.rewrites).then(|| *at + facts.sleep_interval / 2);
+    [position, answer].into_iter().flatten().min()
+}
+
+/// Everything the publisher works with.
+#[derive(Debug)]
+pub struct Publisher {
+    /// Store.
+    pub store: SharedStore,
+    /// The record's key.
+    pub key: String,
+    /// Constants.
+    pub identity: Identity,
+    /// From the state machine.
+    pub facts: watch::Receiver<Facts>,
+    /// From the probe.
+    pub probed: watch::Receiver<Probed>,
+}
+
+impl Publisher {
+    /// Publishes until `stop` turns true; then the record vanishes.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut ttl = lease_seconds(self.facts.borrow().fail_interval);
+        let mut lease: Option<KeptLease> = None;
+        let mut last: Option<(KeeperInfo, u64, Instant)> = None;
+        let mut put_with: Option<LeaseId> = None;
+        let mut failing = false;
+        while !*stop.borrow() {
+            let facts = self.facts.borrow_and_update().clone();
+            let info = render(&self.identity, &facts, &self.probed.borrow_and_update());
+            let wanted_ttl = lease_seconds(facts.fail_interval);
+            if lease.is_some()
+                && wanted_ttl != ttl
+                && let Some(old) = lease.take()
+            {
+                // The record moves to the new lease first; the old one then expires without it.
+                debug!(ttl = wanted_ttl, "the fail interval has changed, taking another lease");
+                drop(old);
+            }
+            ttl = wanted_ttl;
+            let mut wait = Duration::from_secs(3600);
+            if !facts.cluster_uid.is_empty() {
+                let lease =
+                    lease.get_or_insert_with(|| KeptLease::start(self.store.clone(), Duration::from_secs(ttl.into())));
+                let id = lease.state().id;
+                let when = if id == put_with { due(last.as_ref(), &info, &facts) } else { Some(Instant::now()) };
+                match (id, when) {
+                    (Some(id), Some(when)) if when <= Instant::now() => {
+                        match self.put(&info, id).await {
+                            Ok(()) => {
+                                failing = false;
+                                put_with = Some(id);
+                                last = Some((info, facts.rewrites, Instant::now()));
+                                continue;
+                            }
+                            Err(error) if failing => debug!(%error, "publish the keeper's state"),
+                            Err(error) => {
+                                warn!(%error, "publish the keeper's state");
+                                failing = true;
+                            }
+                        }
+                        wait = RETRY;
+                    }
+                    (Some(_), Some(when)) => wait = when - Instant::now(),
+                    _ => {}
+                }
+            }
+            let mut leases = lease.as_ref().map(KeptLease::subscribe);
+            let known = lease.as_ref().and_then(|lease| lease.state().id);
+            let new_lease = async {
+                match &mut leases {
+                    Some(leases) => {
+                        let _ = leases.wait_for(|state| state.id != known).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            // All branches are cancel-safe: each re-reads its channel.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                result = self.facts.changed() => if result.is_err() { break },
+                _ = self.probed.changed() => {}
+                () = new_lease => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
+        if let Some(lease) = lease
+            && let Err(error) = lease.revoke().await
+        {
+            warn!(%error, "the keeper's record stays in the store until its lease expires");
+        }
+    }
+
+    async fn put(&self, info: &KeeperInfo, lease: LeaseId) -> store::Result<()> {
+        let info = KeeperInfo { info_uid: random_uid(), ..info.clone() };
+        // Strings, numbers and maps with string keys only: serialising can't fail.
+        let value = serde_json::to_vec(&info).expect("a keeper's record is plain JSON");
+        self.store.put(&self.key, &value, Some(lease)).await.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lease_follows_the_fail_interval() {
+        let of = |text: &str| lease_seconds(Some(text.parse().unwrap()));
+        assert_eq!((of("0s"), of("2s"), of("2.1s"), of("5s"), of("20s"), of("1h")), (2, 2, 3, 5, 20, 20));
+        assert_eq!(lease_seconds(None), 20);
+    }
+
+    #[tokio::test]
+    async fn positions_wait_and_news_do_not() {
+        let now = Instant::now();
+        let facts = Facts { sleep_interval: Duration::from_secs(5), ..Default::default() };
+        let info = |lsn, generation| KeeperInfo {
+            postgres_state: Some(PostgresState { xlog_pos: lsn, generation, ..Default::default() }),
+            ..Default::default()
+        };
+        let last = (info(1, 1), 0, now);
+        assert_eq!(due(Some(&last), &info(1, 1), &facts), None);
+        assert_eq!(due(Some(&last), &info(2, 1), &facts), Some(now + Duration::from_secs(5)));
+        assert_eq!(due(Some(&last), &info(1, 2), &facts), Some(now));
+        let rewritten = Facts { rewrites: 1, ..facts };
+        assert_eq!(due(Some(&last), &info(1, 1), &rewritten), Some(now + Duration::from_millis(2500)));
+        assert!(due(None, &info(1, 1), &rewritten).is_some());
+    }
+}
