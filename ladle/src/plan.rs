@@ -93,7 +93,7 @@ pub enum PlanError {
     #[error("node {0} is already registered; leave it out")]
     Registered(NodeName),
     /// Can't be cut into clovers.
-    #[error("{given} nodes can't be cut into clovers; name a multiple of {copies} nodes (Repfactor + 1)")]
+    #[error("nodes are added by clovers: name a multiple of {copies} nodes (Repfactor + 1) instead of {given}")]
     Count {
         /// Number of nodes in the list.
         given: usize,

@@ -1,0 +1,231 @@
+//! addnodes from end to end over real PostgreSQL servers: a pretended sentinel names them masters of their groups.
+//! Needs the extension shardman to be installed; reported as skipped where it is not.
+
+mod support;
+
+use ladle::addnodes::{self, Options};
+use ladle::cluster::load_existing;
+use ladle::{Context, fixrepgroups};
+use model::NodeName;
+use model::layout::{Document, FORMAT_VERSION, NodeStatus, RepGroupState};
+use model::stolon::keys::Keys;
+use model::stolon::{ClusterData, ClusterPhase, Db, Keeper, Role};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use stolon::access::{self, AccessError};
+use store::{MemoryStore, SharedStore};
+use support::*;
+use testkit::postgres::Postgres;
+
+fn options() -> Options {
+    Options { force: false, timeout: Duration::from_secs(20) }
+}
+
+struct World {
+    ctx: Context,
+    servers: BTreeMap<String, Postgres>,
+    sentinel: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.sentinel.abort();
+    }
+}
+
+/// Node `n<i>` gets a server that is configured as group i.
+async fn world(count: usize) -> Option<World> {
+    let mut servers = BTreeMap::new();
+    for i in 1..=count {
+        let rgid = format!("shardman.rgid = {i}");
+        let config = ["shared_preload_libraries = 'shardman'", "max_prepared_transactions = 10", &rgid];
+        match Postgres::start(&config) {
+            Ok(server) => drop(servers.insert(format!("n{i}"), server)),
+            Err(error) => {
+                eprintln!("skipped: no PostgreSQL with the extension shardman: {error:#}");
+                return None;
+            }
+        }
+    }
+    let ctx = context(Arc::new(MemoryStore::new()));
+    let bin = testkit::postgres::bin_dir().unwrap();
+    let ladle = format!(r#", "Repfactor": 0, "PgBinPath": "{}""#, bin.display());
+    make_cluster(&ctx, &spec(&ladle, r#""PgSuUsername": "postgres""#)).await;
+    let ports = servers.iter().map(|(node, server)| (node.clone(), server.port())).collect();
+    let sentinel = tokio::spawn(pretend_sentinel(ctx.store.clone(), ports));
+    let world = World { ctx, servers, sentinel };
+    world.bowls(count).await;
+    Some(world)
+}
+
+impl World {
+    /// Bowls that have applied everything at once.
+    async fn bowls(&self, count: usize) {
+        for node in nodes(1, count) {
+            let status = NodeStatus {
+                format_version: FORMAT_VERSION,
+                node: node.clone(),
+                version: "1".into(),
+                generation: model::Generation(1000),
+                spec_revision: i64::MAX,
+                last_error: String::new(),
+                time: String::new(),
+                daemons: vec![],
+            };
+            self.ctx.store.put(&self.ctx.keys.status(&node), &status.to_bytes(), None).await.unwrap();
+        }
+    }
+
+    async fn add(&self, from: usize, to: usize) -> Vec<String> {
+        let told = Told::default();
+        if let Err(error) = addnodes::run(&self.ctx, &nodes(from, to), &options(), &told).await {
+            panic!("{}\n{:#?}", common::exit::one_line(&error.into()), told.lines());
+        }
+        told.lines()
+    }
+
+    async fn query(&self, node: &str, sql: &str) -> String {
+        let client = self.servers[node].connect().await.unwrap();
+        let rows = client.query(sql, &[]).await.unwrap_or_else(|e| panic!("{node}: {sql}: {:?}", e));
+        rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(",")
+    }
+
+    async fn everywhere(&self, nodes: &[NodeName], sql: &str, wanted: &str) {
+        for node in nodes {
+            assert_eq!(self.query(node.as_str(), sql).await, wanted, "{node}: {sql}");
+        }
+    }
+}
+
+/// Names each group's server as its master as soon as there is cluster data.
+async fn pretend_sentinel(store: SharedStore, ports: BTreeMap<String, u16>) {
+    loop {
+        for entry in store.list("stolon/cluster/").await.unwrap().entries {
+            let group = entry.key.split('/').nth(2).unwrap();
+            let port = ports[group.rsplit('-').next().unwrap()];
+            let data = ClusterData::parse(&entry.value).unwrap();
+            if data.dbs.is_empty() {
+                let keys = Keys::new("stolon/cluster", &group.into());
+                access::update(&store, &keys, |data| Ok::<(), AccessError>(name_master(data, port))).await.unwrap();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn name_master(data: &mut ClusterData, port: u16) {
+    let mut keeper = Keeper { uid: "keeper_0".into(), ..Keeper::default() };
+    keeper.spec.priority = 1;
+    let mut db = Db { uid: "db".into(), ..Db::default() };
+    db.spec.keeper_uid = keeper.uid.clone();
+    db.spec.role = Some(Role::Master);
+    db.status.listen_address = "127.0.0.1".into();
+    db.status.port = port.to_string();
+    data.cluster.status.phase = Some(ClusterPhase::Normal);
+    data.cluster.status.master = db.uid.clone();
+    data.proxy.spec.master_db_uid = db.uid.clone();
+    data.keepers.insert(keeper.uid.clone(), keeper);
+    data.dbs.insert(db.uid.clone(), db);
+}
+
+const GROUPS: &str = "SELECT id || CASE WHEN srvid IS NULL THEN '*' ELSE '' END FROM shardman.repgroups ORDER BY id";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_join_one_after_the_other_and_the_schema_follows() {
+    let Some(world) = world(4).await else { return };
+    let told = world.add(1, 2).await;
+    assert_eq!(
+        told,
+        [
+            "Checking if shardmand on all nodes have applied current cluster configuration",
+            "Waiting for shardmand on node n1 to apply current configuration: success",
+            "Waiting for shardmand on node n2 to apply current configuration: success",
+            "Initting Stolon instances...",
+            "Waiting for Stolon daemons to start... make sure shardmand daemons are running on the nodes",
+            "Waiting for Stolon daemons of rg clover-1-n1: success",
+            "Waiting for Stolon daemons of rg clover-2-n2: success",
+            "Adding repgroups...",
+            "waiting rg 1 config apply: done",
+            "waiting rg 2 config apply: done",
+            "Successfully added nodes n1, n2 to the cluster",
+        ]
+    );
+    assert_eq!(world.query("n1", GROUPS).await, "1*,2");
+    assert_eq!(world.query("n2", GROUPS).await, "1,2*");
+    let setup = "CREATE ROLE \"odd name\" LOGIN; CREATE SCHEMA app; \
+        CREATE TABLE app.t (id int PRIMARY KEY, v text) WITH (distributed_by = 'id', num_parts = 4);";
+    world.servers["n1"].connect().await.unwrap().batch_execute(setup).await.unwrap();
+    world.query("n1", "INSERT INTO app.t SELECT i, 'x' FROM generate_series(1, 100) i RETURNING v").await;
+
+    world.add(3, 3).await;
+    world.everywhere(&nodes(1, 3), "SELECT count(*)::text FROM app.t", "100").await;
+    let same = "SELECT id::text FROM shardman.repgroups ORDER BY id";
+    world.everywhere(&nodes(1, 3), same, "1,2,3").await;
+    world.everywhere(&nodes(1, 3), "SELECT count(*)::text FROM pg_roles WHERE rolname = 'odd name'", "1").await;
+    world.everywhere(&nodes(1, 3), "SELECT count(*)::text FROM pg_prepared_xacts", "0").await;
+    world
+        .everywhere(&nodes(3, 3), "SELECT coalesce(to_regclass('shardman.loaded_schema')::text, 'gone')", "gone")
+        .await;
+    let told = Told::default();
+    fixrepgroups::run(&world.ctx, &options(), &told).await.unwrap();
+    assert_eq!(told.lines(), ["All replication groups are part of the cluster"]);
+}
+
+/// The same command, killed one write later each time, until it succeeds.
+async fn killed_again_and_again(world: &World, node: usize, death: Death) {
+    for writes in 0..40 {
+        let mortal: SharedStore = Mortal::new(world.ctx.store.clone(), writes, death);
+        let result = addnodes::run(&context(mortal), &nodes(node, node), &options(), &Told::default()).await;
+        let_lock_expire(&world.ctx).await;
+        let loaded = load_existing(&world.ctx).await.unwrap();
+        if result.is_ok() || (loaded.operation.is_none() && !loaded.repgroups.is_empty() && registered(&loaded, node)) {
+            return;
+        }
+    }
+    panic!("never came to an end");
+}
+
+fn registered(loaded: &ladle::cluster::Loaded, node: usize) -> bool {
+    let suffix = format!("-n{node}");
+    let mut groups = loaded.repgroups.values();
+    groups.any(|g| g.doc.stolon_name.as_str().ends_with(&suffix) && g.doc.state == RepGroupState::Active)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn death_at_every_write_is_survived() {
+    let Some(world) = world(4).await else { return };
+    world.add(1, 1).await;
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text) WITH (distributed_by = 'id', num_parts = 4)";
+    world.servers["n1"].connect().await.unwrap().batch_execute(setup).await.unwrap();
+    killed_again_and_again(&world, 2, Death::Before).await;
+    killed_again_and_again(&world, 3, Death::After).await;
+    // The last one is finished by the other command.
+    let mortal: SharedStore = Mortal::new(world.ctx.store.clone(), 7, Death::Before);
+    addnodes::run(&context(mortal), &nodes(4, 4), &options(), &Told::default()).await.unwrap_err();
+    let_lock_expire(&world.ctx).await;
+    let told = Told::default();
+    if let Err(error) = fixrepgroups::run(&world.ctx, &options(), &told).await {
+        panic!("{}\n{:#?}", common::exit::one_line(&error.into()), told.lines());
+    }
+    let all = nodes(1, 4);
+    world.everywhere(&all, "SELECT id::text FROM shardman.repgroups ORDER BY id", "1,2,3,4").await;
+    world.everywhere(&all, "SELECT count(*)::text FROM pg_prepared_xacts", "0").await;
+    world.query("n4", "INSERT INTO t SELECT i, 'x' FROM generate_series(1, 50) i RETURNING v").await;
+    world.everywhere(&all, "SELECT count(*)::text FROM t", "50").await;
+    let loaded = load_existing(&world.ctx).await.unwrap();
+    assert!(loaded.operation.is_none());
+    assert_eq!(loaded.repgroups.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert_eq!(loaded.revision.doc.rep_group_seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_objects_of_its_own_is_left_alone() {
+    let Some(world) = world(2).await else { return };
+    world.add(1, 1).await;
+    world.servers["n2"].connect().await.unwrap().batch_execute("CREATE TABLE precious (id int)").await.unwrap();
+    let error = addnodes::run(&world.ctx, &nodes(2, 2), &options(), &Told::default()).await.unwrap_err().to_string();
+    assert!(error.contains("start with an empty server"), "{error}");
+    assert_eq!(world.query("n2", "SELECT to_regclass('precious')::text").await, "precious");
+    assert_eq!(world.query("n1", GROUPS).await, "1*");
+}
