@@ -111,7 +111,7 @@ fn no_groups() -> Hinted {
 pub(crate) mod tests {
     use super::*;
     use serde_json::json;
-    use store::{MemoryStore, Store as _};
+    use store::MemoryStore;
 
     /// Cluster data of a group with one keeper and proxies at these ports of node `n`.
     pub(crate) fn cluster_data(master: &str, host: &str, port: u16, proxies: &[u16]) -> Vec<u8> {

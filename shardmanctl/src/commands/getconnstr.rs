@@ -70,7 +70,7 @@ mod tests {
     use crate::topology::tests::{cluster_data, repgroup, spec};
     use model::RepGroupId;
     use std::sync::Arc;
-    use store::{MemoryStore, Store as _};
+    use store::MemoryStore;
 
     async fn cluster(use_proxy: bool) -> (SharedStore, ClusterKeys) {
         let store: SharedStore = Arc::new(MemoryStore::new());

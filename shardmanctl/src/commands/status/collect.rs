@@ -102,3 +102,41 @@ async fn limited<T, E: Into<anyhow::Error>>(
         Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::tests::{cluster_data, repgroup, spec};
+    use std::sync::Arc;
+    use std::time::Instant;
+    use store::MemoryStore;
+
+    #[tokio::test]
+    async fn silent_nodes_cost_one_limit_only() {
+        // They take connections and never answer.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let server = testkit::postgres::Postgres::start(&[]).unwrap();
+        let store: SharedStore = Arc::new(MemoryStore::new());
+        let keys = ClusterKeys::new(&"c".into());
+        store.put(&keys.spec(), &spec(false), None).await.unwrap();
+        for (id, port) in [(1, port), (2, port), (3, server.port()), (4, port)] {
+            store.put(&keys.repgroup(RepGroupId(id)), &repgroup(&format!("g{id}"), "active"), None).await.unwrap();
+            let data = cluster_data("d", "127.0.0.1", port, &[]);
+            store.put(&format!("stolon/cluster/g{id}/clusterdata"), &data, None).await.unwrap();
+        }
+        let start = Instant::now();
+        let observed = collect(&store, &keys).await;
+        assert!(start.elapsed() < LIMIT + Duration::from_secs(2), "{:?}", start.elapsed());
+        let silent = observed.groups[&RepGroupId(1)].answer.as_ref().unwrap().as_ref().unwrap_err();
+        assert!(silent.contains("within 5 s"), "{silent}");
+        let answer = observed.groups[&RepGroupId(3)].answer.as_ref().unwrap().as_ref().unwrap();
+        assert_eq!(answer.dictionary, Err("the extension shardman is missing".to_owned()));
+        assert!(!answer.in_recovery);
+
+        let memory = MemoryStore::new();
+        memory.set_down(true);
+        let observed = collect(&(Arc::new(memory) as SharedStore), &keys).await;
+        assert!(observed.members.is_err() && observed.documents.is_err());
+    }
+}

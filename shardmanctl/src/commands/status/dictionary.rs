@@ -232,4 +232,35 @@ pub(super) mod tests {
             ]
         );
     }
+
+    /// The tables of the extension as far as they are read, with group 1 as the own one and a partition too few.
+    const TABLES: &str = "CREATE EXTENSION postgres_fdw; CREATE SCHEMA shardman;
+        CREATE TABLE shardman.repgroups (id int, srvid oid);
+        CREATE TABLE shardman.sharded_tables (rel oid, nparts int, colocated_with oid, relname name, nspname name,
+            partname name, partnsp name);
+        CREATE TABLE shardman.parts (rel oid, pnum int, rgid int);
+        CREATE SERVER shardman_rg_2 FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host 'sdm02', port '5432',
+            dbname 'postgres', fetch_size '100');
+        CREATE SERVER shardman_rg_3 FOREIGN DATA WRAPPER postgres_fdw;
+        INSERT INTO shardman.repgroups SELECT 1, NULL UNION ALL SELECT 2, oid FROM pg_foreign_server WHERE srvname = 'shardman_rg_2';
+        CREATE TABLE t (i int) PARTITION BY HASH (i);
+        CREATE TABLE t_0 PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        INSERT INTO shardman.sharded_tables VALUES ('t'::regclass, 2, NULL, 't', 'public', 't', 'public');
+        INSERT INTO shardman.parts VALUES ('t'::regclass, 0, 1), ('t'::regclass, 1, 2)";
+
+    #[tokio::test]
+    async fn a_real_server_is_read() {
+        let server = testkit::postgres::Postgres::start(&[]).unwrap();
+        let client = server.connect().await.unwrap();
+        client.batch_execute(TABLES).await.unwrap();
+        let read = async || Dictionary::read(&client.simple_query(QUERY).await.unwrap());
+        let mut expected = sample(1, [1, 2]);
+        expected.add([Some("server"), Some("shardman_rg_3"), None, None]);
+        expected.add([Some("missing"), Some("public.t_1_fdw"), None, None]);
+        assert_eq!(read().await, expected);
+        let foreign =
+            "CREATE FOREIGN TABLE t_1_fdw PARTITION OF t FOR VALUES WITH (MODULUS 2, REMAINDER 1) SERVER shardman_rg_2";
+        client.batch_execute(foreign).await.unwrap();
+        assert!(read().await.missing.is_empty());
+    }
 }
