@@ -1,5 +1,7 @@
 //! The proxy as a process, with a real etcd and an echo server as master. The test plays the sentinel.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, ProxyInfo};
 use nix::sys::signal::{Signal, kill};
@@ -11,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use store::{EtcdStore, SharedStore, Store, StoreOptions};
+use store::{EtcdStore, SharedStore, StoreOptions};
 use testkit::etcd::Etcd;
 
 /// A master that sends back what it gets, with a byte of its own before it, and counts what it has got.

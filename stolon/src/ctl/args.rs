@@ -1,0 +1,50 @@
+//! stolonctl's command line.
+
+use super::commands::{clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, update};
+use crate::cli::CommonArgs;
+use clap::{Parser, Subcommand};
+
+/// Looks at and changes a stolon cluster
+#[derive(Clone, Debug, Parser)]
+#[command(name = "stolonctl", version)]
+pub struct CtlArgs {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its doc comment would become the help text of the flags")]
+    pub common: CommonArgs,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+#[allow(missing_docs, reason = "each command's doc comment is its help text")]
+pub enum Command {
+    /// Initialise a cluster; one that exists begins anew
+    Init(init::Args),
+    /// Change the cluster specification
+    Update(update::Args),
+    /// Print the cluster specification
+    Spec(spec::Args),
+    /// Print the cluster's state
+    Status(status::Args),
+    /// Treat a keeper as failed once; a master is replaced if another keeper can take over
+    Failkeeper(failkeeper::Args),
+    /// Forget a keeper and its db; one that lives comes back with a full resync
+    Removekeeper(removekeeper::Args),
+    /// Set a keeper's priority in elections
+    Setkeeperpriority(setkeeperpriority::Args),
+    /// Turn a standby cluster into a primary one
+    Promote(promote::Args),
+    /// Read or write the whole cluster data
+    #[command(subcommand)]
+    Clusterdata(clusterdata::Command),
+    /// Register dbs as services in Consul: not served here
+    #[command(hide = true, disable_help_flag = true)]
+    Register {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<String>,
+    },
+    /// Print the version
+    Version,
+}
