@@ -1,0 +1,275 @@
+//! The sentinel at work: wait for a change, look, plan, write.
+
+use super::args::SentinelArgs;
+use super::election::{Candidacy, RETRY};
+use super::observe::{Entries, keepers_know_a_cluster, observe};
+use super::plan::{Memory, Moment, Observed, Planned, Reason, plan, track};
+use crate::access::{self, AccessError, Versioned};
+use anyhow::Result;
+use chrono::Utc;
+use common::runtime::Termination;
+use model::stolon::keys::Keys;
+use model::stolon::{ClusterData, StolonSpec};
+use std::time::{Duration, Instant};
+use store::{Follower, SharedStore, StoreError, Target, View};
+use tracing::{debug, error, info, warn};
+
+/// Changes come in bursts, such as all proxies confirming the same generation: one plan for all of them.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Should the change that made a write fail not arrive by itself.
+const AFTER_CONFLICT: Duration = Duration::from_millis(200);
+
+/// Runs a sentinel until it is told to stop.
+///
+/// # Errors
+/// Unusable arguments.
+pub async fn run(args: SentinelArgs) -> Result<()> {
+    let keys = args.common.keys()?;
+    let initial = args.initial_spec()?;
+    let mut termination = Termination::listen()?;
+    let store = args.common.open_store().await?;
+    serve(store, keys, &args.common.cluster_name, initial, termination.wait()).await;
+    Ok(())
+}
+
+/// Works until `stop` is done, then gives leadership back.
+pub async fn serve(
+    store: SharedStore,
+    keys: Keys,
+    cluster: &str,
+    initial: Option<StolonSpec>,
+    stop: impl Future<Output = ()>,
+) {
+    let uid = access::random_uid();
+    info!(cluster, sentinel = uid, "sentinel starts");
+    let follower = Follower::start(store.clone(), vec![Target::Prefix(format!("{}/", keys.base()))]);
+    let mut views = follower.subscribe();
+    let candidacy = Candidacy::new(store.clone(), keys.clone(), uid);
+    let mut sentinel = Sentinel {
+        store,
+        keys,
+        cluster: cluster.to_owned(),
+        initial,
+        candidacy,
+        origin: Instant::now(),
+        connected_since: None,
+        memory: Memory::default(),
+        said: Vec::new(),
+        written: 0,
+        had_data: false,
+        leading: false,
+        failing: false,
+    };
+    tokio::pin!(stop);
+    loop {
+        let view = views.borrow_and_update().clone();
+        let wake = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            // Cut short only when we stop: a write that was sent is as good as any other then.
+            wake = sentinel.step(&view) => wake,
+        };
+        // All branches are cancel-safe.
+        tokio::select! {
+            () = &mut stop => break,
+            _ = views.changed() => tokio::time::sleep(COALESCE).await,
+            () = sentinel.candidacy.lease_changed() => debug!("woken by the lease"),
+            () = sleep_until(wake) => debug!("woken by a timer"),
+        }
+    }
+    if let Err(error) = sentinel.candidacy.resign().await {
+        warn!(cluster, %error, "leadership was not given back, it expires by itself");
+    }
+    info!(cluster, "sentinel stops");
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Sentinel {
+    store: SharedStore,
+    keys: Keys,
+    cluster: String,
+    initial: Option<StolonSpec>,
+    candidacy: Candidacy,
+    /// Zero of the plan's clock.
+    origin: Instant,
+    connected_since: Option<Duration>,
+    memory: Memory,
+    /// Reasons of the last plan: only new ones are logged.
+    said: Vec<Reason>,
+    /// Revision of our last write: older cluster data is not worth a plan.
+    written: i64,
+    /// Cluster data was there once.
+    had_data: bool,
+    leading: bool,
+    failing: bool,
+}
+
+impl Sentinel {
+    /// One look at the store. Gives the time of the next one if nothing changes before.
+    async fn step(&mut self, view: &View) -> Option<Instant> {
+        if !view.loaded || !view.connected {
+            self.connected_since = None;
+            return None;
+        }
+        let connected_since = *self.connected_since.get_or_insert(self.origin.elapsed());
+        let entered = self.candidacy.enter(&view.entries, view.revision).await;
+        if self.failed(entered.err()) {
+            return Some(Instant::now() + RETRY);
+        }
+        self.note_leadership(&view.entries);
+        let observed = observe(&view.entries, &self.keys, connected_since, rand::random());
+        let Some(entry) = view.entries.get(&self.keys.clusterdata()) else {
+            return self.create(&observed).await;
+        };
+        self.had_data = true;
+        if entry.mod_revision < self.written {
+            return None;
+        }
+        match access::parse(entry) {
+            Ok(versioned) => self.decide(versioned, observed, view).await,
+            Err(error) => {
+                self.log(vec![Reason::Unusable(chain(&error))], None);
+                None
+            }
+        }
+    }
+
+    async fn decide(&mut self, mut current: Versioned, mut observed: Observed, view: &View) -> Option<Instant> {
+        if !self.leading {
+            self.memory = track(self.now(), &current.data, &observed, &self.memory);
+            return None;
+        }
+        let mut planned = plan(self.now(), &current.data, &observed, &self.memory);
+        if planned.data.cluster.status.master != current.data.cluster.status.master {
+            // A copy that lags must not cost a healthy master its place: look again at the store itself.
+            match self.read_again(&view.entries).await {
+                Ok(None) => {}
+                Ok(Some((newest, entries))) => {
+                    observed = observe(&entries, &self.keys, observed.connected_since, observed.seed);
+                    planned = plan(self.now(), &newest.data, &observed, &self.memory);
+                    current = newest;
+                }
+                Err(error) => {
+                    self.failed(Some(error));
+                    return Some(Instant::now() + RETRY);
+                }
+            }
+        }
+        self.apply(&current, planned).await
+    }
+
+    /// Cluster data and all records as they are now, if they are not as in the copy.
+    async fn read_again(&self, copy: &Entries) -> Result<Option<(Versioned, Entries)>, StoreError> {
+        let listing = self.store.list(&format!("{}/", self.keys.base())).await?;
+        let entries: Entries = listing.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        if entries == *copy {
+            return Ok(None);
+        }
+        let data = entries.get(&self.keys.clusterdata()).and_then(|entry| access::parse(entry).ok());
+        // Without usable data now, the write fails and the next turn says why.
+        Ok(data.map(|data| (data, entries)))
+    }
+
+    async fn apply(&mut self, current: &Versioned, planned: Planned) -> Option<Instant> {
+        let Planned { data, memory, reasons, wake_at } = planned;
+        if data != current.data {
+            match access::replace(&self.store, &self.keys, Some(current.revision), &data).await {
+                Ok(revision) => self.written = revision,
+                Err(AccessError::Store(error)) => {
+                    self.failed(Some(error));
+                    return Some(Instant::now() + RETRY);
+                }
+                Err(error) => {
+                    debug!(%error, "cluster data was not written, planning again");
+                    return Some(Instant::now() + AFTER_CONFLICT);
+                }
+            }
+        }
+        self.memory = memory;
+        self.log(reasons, Some(&data));
+        wake_at.map(|at| self.origin + at)
+    }
+
+    /// Makes cluster data if an initial specification was given, and if this surely is a new cluster: making it
+    /// again would let keepers wipe their data.
+    async fn create(&mut self, observed: &Observed) -> Option<Instant> {
+        let Some(spec) = self.initial.clone() else {
+            self.log(vec![Reason::NoClusterData], None);
+            return None;
+        };
+        if self.had_data || keepers_know_a_cluster(observed) {
+            self.log(vec![Reason::ClusterDataLost], None);
+            return None;
+        }
+        let data = ClusterData::new(&access::random_uid(), spec, Utc::now().into());
+        match access::replace(&self.store, &self.keys, None, &data).await {
+            Ok(revision) => {
+                self.written = revision;
+                self.log(vec![Reason::Created], Some(&data));
+                None
+            }
+            Err(AccessError::Store(error)) => {
+                self.failed(Some(error));
+                Some(Instant::now() + RETRY)
+            }
+            // Another sentinel was faster.
+            Err(_) => Some(Instant::now() + AFTER_CONFLICT),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        Moment { clock: self.origin.elapsed(), wall: Utc::now().into() }
+    }
+
+    fn note_leadership(&mut self, entries: &Entries) {
+        let leading = self.candidacy.leads(entries, Instant::now());
+        if leading != self.leading {
+            info!(cluster = self.cluster, "{}", if leading { "this sentinel leads" } else { "this sentinel waits" });
+            self.leading = leading;
+            self.said.clear();
+        }
+    }
+
+    /// Logs the beginning and the end of trouble with the store. True for trouble.
+    fn failed(&mut self, error: Option<StoreError>) -> bool {
+        match (&error, self.failing) {
+            (Some(error), false) => warn!(cluster = self.cluster, %error, "the store can't be written, trying again"),
+            (None, true) => info!(cluster = self.cluster, "the store can be written again"),
+            _ => {}
+        }
+        self.failing = error.is_some();
+        self.failing
+    }
+
+    fn log(&mut self, reasons: Vec<Reason>, data: Option<&ClusterData>) {
+        let master = data.map(|data| data.cluster.status.master.as_str()).unwrap_or_default();
+        let db = data.and_then(|data| data.dbs.get(master));
+        let generation = db.map_or(0, |db| db.generation);
+        let cluster = &self.cluster;
+        for reason in reasons.iter().filter(|reason| !self.said.contains(reason)) {
+            if reason.is_problem() {
+                error!(cluster, master, generation, "{reason}");
+            } else {
+                info!(cluster, master, generation, "{reason}");
+            }
+        }
+        self.said = reasons;
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

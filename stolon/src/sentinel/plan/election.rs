@@ -1,0 +1,137 @@
+//! Who may become master, and what changes when somebody does.
+
+use super::judge::{Class, Validity};
+use super::memory::Freshness;
+use super::reason::list;
+use super::sync::FAKE_STANDBY;
+use super::{Planner, Reason};
+use model::DbUid;
+use model::stolon::{ClusterRole, Db, Role};
+use std::cmp::Reverse;
+
+/// A db that may become master.
+#[derive(Clone, Debug)]
+struct Candidate {
+    uid: DbUid,
+    /// Its keeper reports it healthy right now; otherwise it is only not yet given up.
+    reporting: bool,
+    priority: i64,
+    position: u64,
+}
+
+impl Planner<'_> {
+    pub(super) fn sync_mode(&self) -> bool {
+        self.spec.synchronous_replication && self.spec.role == ClusterRole::Master
+    }
+
+    /// Without synchronous replication the most advanced one wins, since every byte may be a commit. With it all
+    /// that are allowed have every commit, so priority decides.
+    pub(super) fn elect(&mut self, master: &DbUid) -> Option<DbUid> {
+        let db = self.db(master)?;
+        let synchronous = db.spec.synchronous_replication;
+        let allowed = synchronous.then(|| self.holders_of_all_commits(master));
+        let mut candidates = self.candidates(master);
+        let good = candidates.len();
+        if let Some(allowed) = &allowed {
+            candidates.retain(|candidate| allowed.contains(&candidate.uid));
+        }
+        let rank = |c: &Candidate| {
+            let order = if synchronous {
+                (i128::from(c.priority), c.position.into())
+            } else {
+                (c.position.into(), i128::from(c.priority))
+            };
+            (Reverse(c.reporting), Reverse(order), c.uid.clone())
+        };
+        let best = candidates.into_iter().min_by_key(rank).map(|candidate| candidate.uid);
+        if best.is_none() {
+            let why = match allowed {
+                Some(allowed) => format!(
+                    "{good} standbys are good, and only those known to hold every commit are allowed: {}",
+                    list(&allowed)
+                ),
+                None => "none is good, on the master's timeline and close enough behind it".to_owned(),
+            };
+            self.say(Reason::NoCandidate(master.clone(), why));
+        }
+        best
+    }
+
+    /// Dbs that hold every commit that the master acknowledged: those that its commits wait for and that were
+    /// seen in sync since. And while a new master is not ready yet, the old one, if the new one's commits wait
+    /// for it: the new one then can't have acknowledged any alone.
+    pub(super) fn holders_of_all_commits(&self, master: &DbUid) -> Vec<DbUid> {
+        let Some(db) = self.db(master) else { return Vec::new() };
+        let wanted = db.spec.synchronous_standbys.as_deref().unwrap_or_default();
+        let known = db.status.synchronous_standbys.as_deref().unwrap_or_default();
+        let closed = self.data.proxy.spec.master_db_uid.is_empty();
+        let old_master = |uid: &DbUid| closed && self.db(uid).is_some_and(Db::is_master_type);
+        wanted.iter().filter(|uid| known.contains(uid) || old_master(uid)).cloned().collect()
+    }
+
+    fn candidates(&mut self, master: &DbUid) -> Vec<Candidate> {
+        let uids: Vec<DbUid> = self.data.dbs.keys().filter(|uid| *uid != master).cloned().collect();
+        uids.into_iter().filter_map(|uid| self.candidate(&uid, master)).collect()
+    }
+
+    fn candidate(&mut self, uid: &DbUid, master: &DbUid) -> Option<Candidate> {
+        if self.validity(uid, master) != Validity::Valid || self.class(uid) != Class::Good {
+            return None;
+        }
+        let db = self.db(uid)?;
+        let keeper = self.keeper_of(db)?;
+        let old = self.db(master)?;
+        let same_timeline = db.status.timeline_id == old.status.timeline_id;
+        let close = old.spec.synchronous_replication || self.lag(db, master) <= self.spec.max_standby_lag.into();
+        if !same_timeline || !close || keeper.status.can_be_master == Some(false) {
+            return None;
+        }
+        Some(Candidate {
+            uid: uid.clone(),
+            reporting: self.reporting(db),
+            priority: keeper.spec.priority,
+            position: db.status.xlog_pos,
+        })
+    }
+
+    /// The keeper reports this db healthy right now.
+    pub(super) fn reporting(&self, db: &Db) -> bool {
+        self.memory.freshness(&db.spec.keeper_uid) == Freshness::Fresh
+            && self.memory.dbs.get(&db.uid).is_some_and(|memory| memory.error.is_none())
+    }
+
+    /// Makes `new` the wanted master. Its role only changes; who forwards to it is decided when it is ready.
+    pub(super) fn appoint(&mut self, old: &DbUid, new: &DbUid) {
+        let Some(keeper) = self.db(new).map(|db| db.spec.keeper_uid.clone()) else { return };
+        self.close_proxies();
+        let waiting = self.sync_mode().then(|| self.inherited_standbys(old, new));
+        let external = (self.spec.role == ClusterRole::Standby).then(|| self.follow_external());
+        self.data.cluster.status.master = new.clone();
+        if let Some(db) = self.data.dbs.get_mut(new) {
+            db.spec.role = Some(if external.is_some() { Role::Standby } else { Role::Master });
+            db.spec.follow_config = external;
+            db.spec.synchronous_replication = waiting.is_some();
+            let fake = |list: &Vec<DbUid>| list.is_empty() && self.spec.min_synchronous_standbys > 0;
+            db.spec.external_synchronous_standbys =
+                waiting.as_ref().map(|list| if fake(list) { vec![FAKE_STANDBY.to_owned()] } else { Vec::new() });
+            db.spec.synchronous_standbys = waiting;
+            // What was in sync with this db when it was master long ago says nothing about its next reign.
+            db.status.synchronous_standbys = None;
+        }
+        self.forget_switch();
+        self.say(Reason::NewMaster { from: old.clone(), to: new.clone(), keeper });
+    }
+
+    /// The old master's list with the new one replaced by the old one.
+    fn inherited_standbys(&self, old: &DbUid, new: &DbUid) -> Vec<DbUid> {
+        let wanted = self.db(old).and_then(|db| db.spec.synchronous_standbys.clone()).unwrap_or_default();
+        let mut list: Vec<DbUid> = wanted
+            .into_iter()
+            .map(|uid| if uid == *new { old.clone() } else { uid })
+            .filter(|uid| uid != new)
+            .collect();
+        list.sort();
+        list.dedup();
+        list
+    }
+}

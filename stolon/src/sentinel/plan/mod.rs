@@ -1,0 +1,186 @@
+//! What the leading sentinel decides: cluster data and observations in, new cluster data out.
+//!
+//! [`plan`] is pure: time and randomness come in as values, nothing is read or written. The order of its steps:
+//!
+//! 1. [`memory`]: what this sentinel has watched: who has been silent since when, which generation is being
+//!    applied since when. Sentinels that do not lead keep this up to date too ([`track`]), so that a new leader
+//!    need not start its clocks anew.
+//! 2. `status`: health of keepers and dbs; `proxies`: which proxies live.
+//! 3. `initializing` makes the first master; `normal` keeps one: `election` replaces a dead one, `switch` moves
+//!    it to a keeper with higher priority without losing a commit, `proxies` fences, `housekeeping` and `sync`
+//!    look after the standbys.
+//! 4. `finish` copies the specification into every db and counts generations.
+
+mod election;
+mod finish;
+mod housekeeping;
+mod initializing;
+mod judge;
+mod memory;
+mod normal;
+mod proxies;
+mod reason;
+mod status;
+mod switch;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use model::stolon::{ClusterData, ClusterPhase, Db, EffectiveSpec, Keeper, KeeperInfo, ProxyInfo};
+use model::{DbUid, GoTime, KeeperUid, ProxyUid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub use memory::{Memory, track};
+pub use reason::Reason;
+
+/// A moment on both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The monotonic clock, from any origin: all timers use it.
+    pub clock: Duration,
+    /// The wall clock: for the times in cluster data, and for the removal of keepers that were dead for days.
+    pub wall: GoTime,
+}
+
+/// What the store says besides cluster data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Keepers' records; `None` for one that can't be read.
+    pub keepers: BTreeMap<KeeperUid, Option<KeeperInfo>>,
+    /// Proxies' records; `None` for one that can't be read.
+    pub proxies: BTreeMap<ProxyUid, Option<ProxyInfo>>,
+    /// Since when the store has been followed without a gap. Nobody is blamed for silence before that: the
+    /// store itself may have been down.
+    pub connected_since: Duration,
+    /// Randomness for the uids of new dbs.
+    pub seed: u64,
+}
+
+/// A decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// The cluster data wanted. Equal to the input when there is nothing to write.
+    pub data: ClusterData,
+    /// What to remember for the next plan; to be kept only if `data` was written or needs no writing.
+    pub memory: Memory,
+    /// What was decided, and what is being waited for.
+    pub reasons: Vec<Reason>,
+    /// When to plan again although nothing changes; `None`: never.
+    pub wake_at: Option<Duration>,
+}
+
+/// Values that only make a document look different: positions move all the time, times with each write. They
+/// are refreshed after so long, since a successor uses them where it has seen nothing itself.
+pub const REFRESH: Duration = Duration::from_secs(60);
+
+/// Decides what the cluster data is to become.
+pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memory) -> Planned {
+    let memory = track(now, data, observed, memory);
+    let unchanged = |memory, reason| Planned { data: data.clone(), memory, reasons: vec![reason], wake_at: None };
+    let spec = match data.spec().effective() {
+        Ok(spec) => spec,
+        Err(error) => return unchanged(memory, Reason::Unusable(error.to_string())),
+    };
+    if let Err(problem) = data.check() {
+        return unchanged(memory, Reason::Unusable(problem));
+    }
+    let mut planner = Planner {
+        now,
+        spec,
+        observed,
+        before: data,
+        data: data.clone(),
+        memory,
+        reasons: Vec::new(),
+        wake: None,
+        drawn: 0,
+        barriers: BTreeSet::new(),
+    };
+    planner.report_unreadable();
+    planner.update_status();
+    planner.update_proxy_status();
+    match planner.data.cluster.status.phase {
+        Some(ClusterPhase::Initializing) => planner.initialize(),
+        Some(ClusterPhase::Normal) => planner.operate(),
+        None => planner.say(Reason::Unusable("the cluster has no phase".into())),
+    }
+    planner.finish()
+}
+
+/// A decision in the making.
+struct Planner<'a> {
+    now: Moment,
+    spec: EffectiveSpec,
+    observed: &'a Observed,
+    /// The cluster data as it is stored.
+    before: &'a ClusterData,
+    /// The cluster data as it is to become.
+    data: ClusterData,
+    memory: Memory,
+    reasons: Vec<Reason>,
+    wake: Option<Duration>,
+    /// Uids drawn so far.
+    drawn: u64,
+    /// Dbs whose generation counts up without a change, so that a later report can be told from an earlier one.
+    barriers: BTreeSet<DbUid>,
+}
+
+impl Planner<'_> {
+    fn say(&mut self, reason: Reason) {
+        self.reasons.push(reason);
+    }
+
+    fn report_unreadable(&mut self) {
+        let keepers = self.observed.keepers.iter().filter(|(_, info)| info.is_none());
+        let proxies = self.observed.proxies.iter().filter(|(_, info)| info.is_none());
+        let keepers = keepers.map(|(uid, _)| Reason::Unreadable("keeper", uid.to_string()));
+        let proxies = proxies.map(|(uid, _)| Reason::Unreadable("proxy", uid.to_string()));
+        self.reasons.extend(keepers.chain(proxies));
+    }
+
+    /// Asks to be called again at that time.
+    fn wake_at(&mut self, at: Duration) {
+        if at > self.now.clock {
+            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        }
+    }
+
+    /// True once `limit` has passed since `start`; asks to be called again at that moment.
+    fn passed(&mut self, start: Duration, limit: Duration) -> bool {
+        let due = start.saturating_add(limit);
+        self.wake_at(due);
+        due <= self.now.clock
+    }
+
+    fn db(&self, uid: &DbUid) -> Option<&Db> {
+        self.data.dbs.get(uid)
+    }
+
+    fn keeper_of(&self, db: &Db) -> Option<&Keeper> {
+        self.data.keepers.get(&db.spec.keeper_uid)
+    }
+
+    fn priority(&self, db: &Db) -> i64 {
+        self.keeper_of(db).map_or(0, |keeper| keeper.spec.priority)
+    }
+
+    /// A uid that no db has.
+    fn new_db_uid(&mut self) -> DbUid {
+        loop {
+            self.drawn += 1;
+            let uid = DbUid::from(format!("{:08x}", mix(self.observed.seed, self.drawn)));
+            if !self.data.dbs.contains_key(&uid) && !self.before.dbs.contains_key(&uid) {
+                return uid;
+            }
+        }
+    }
+}
+
+/// The `index`th number of the sequence that belongs to a seed (the mixing step of SplitMix64).
+fn mix(seed: u64, index: u64) -> u32 {
+    let mut z = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    u32::try_from((z ^ (z >> 31)) >> 32).expect("the upper half of 64 bits has 32")
+}

@@ -1,0 +1,89 @@
+//! A cluster in operation: one check of the leader.
+
+use super::judge::Convergence;
+use super::switch::Switching;
+use super::{Planner, Reason};
+use model::stolon::{ClusterRole, FollowType, Role};
+use model::{DbUid, KeeperUid};
+
+impl Planner<'_> {
+    pub(super) fn operate(&mut self) {
+        self.remove_dead_keepers();
+        let master = self.data.cluster.status.master.clone();
+        let switching = match self.master_failure(&master) {
+            Some(why) => {
+                self.say(Reason::MasterFailed(master.clone(), why));
+                self.forget_switch();
+                self.elect(&master).map_or(Switching::None, Switching::Appoint)
+            }
+            None => self.switch_by_priority(&master),
+        };
+        match switching {
+            Switching::Appoint(new) => self.appoint(&master, &new),
+            Switching::Hold => {}
+            Switching::None => {
+                self.serve_proxies(&master);
+                self.keep_master(&master);
+            }
+        }
+        self.list_followers(&master);
+    }
+
+    fn remove_dead_keepers(&mut self) {
+        let limit = self.spec.dead_keeper_removal_interval.to_std();
+        let busy: Vec<KeeperUid> = self.data.dbs.values().map(|db| db.spec.keeper_uid.clone()).collect();
+        let now = self.now.wall.utc();
+        let dead = |last: chrono::DateTime<chrono::Utc>| (now - last).to_std().is_ok_and(|silence| silence > limit);
+        let keepers = self.data.keepers.values();
+        let gone: Vec<KeeperUid> = keepers
+            .filter(|keeper| !keeper.status.healthy && !busy.contains(&keeper.uid))
+            .filter(|keeper| dead(keeper.status.last_healthy_time.utc()))
+            .map(|keeper| keeper.uid.clone())
+            .collect();
+        for uid in gone {
+            self.data.keepers.remove(&uid);
+            self.say(Reason::KeeperRemoved(uid));
+        }
+    }
+
+    fn master_failure(&mut self, master: &DbUid) -> Option<&'static str> {
+        let healthy = self.db(master).is_some_and(|db| db.status.healthy);
+        let limit = self.spec.convergence_timeout;
+        if !healthy {
+            Some("it is not healthy")
+        } else if self.convergence(master, limit) == Convergence::Failed {
+            Some("it does not reach the wanted generation")
+        } else {
+            None
+        }
+    }
+
+    /// The master stays. In a cluster that was promoted it stops to follow the server outside.
+    fn keep_master(&mut self, master: &DbUid) {
+        if self.spec.role == ClusterRole::Master
+            && let Some(db) = self.data.dbs.get_mut(master)
+        {
+            db.spec.role = Some(Role::Master);
+            db.spec.follow_config = None;
+        }
+        if self.db(master).is_some_and(|db| db.status.healthy && db.converged()) {
+            self.keep_house(master);
+        }
+    }
+
+    fn list_followers(&mut self, master: &DbUid) {
+        let wanted = &self.data.cluster.status.master;
+        let follows = |uid: &&DbUid| {
+            self.data.dbs[*uid]
+                .spec
+                .follow_config
+                .as_ref()
+                .is_some_and(|follow| follow.kind == Some(FollowType::Internal) && follow.db_uid == *wanted)
+        };
+        // Uids are sorted in the map.
+        let followers: Vec<DbUid> = self.data.dbs.keys().filter(follows).cloned().collect();
+        if let Some(db) = self.data.dbs.get_mut(master) {
+            db.spec.followers = followers;
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Why a plan is what it is, in words for the log.
+
+use model::{DbUid, KeeperUid};
+use std::time::Duration;
+
+/// One decision, or one thing that is being waited for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Nothing can be decided.
+    #[error("the cluster data can't be worked with, nothing is changed: {0}")]
+    Unusable(String),
+    /// The plan itself broke an invariant and was thrown away.
+    #[error("a plan was thrown away, since it would make the cluster data inconsistent: {0}; please report this")]
+    Rejected(String),
+    /// The store has no cluster data.
+    #[error("there is no cluster data; run `stolonctl init`")]
+    NoClusterData,
+    /// The store has lost its cluster data.
+    #[error(
+        "the cluster data is gone although keepers belong to a cluster; nothing is done: restore it with \
+         `stolonctl clusterdata write`, or begin a new cluster with `stolonctl init`, which may overwrite databases"
+    )]
+    ClusterDataLost,
+    /// Cluster data was made.
+    #[error("cluster data was made from the initial specification")]
+    Created,
+    /// A record can't be read.
+    #[error("the record of {0} \"{1}\" can't be read; if its program is gone, delete the record")]
+    Unreadable(&'static str, String),
+    /// A keeper registered.
+    #[error("keeper \"{0}\" is new")]
+    NewKeeper(KeeperUid),
+    /// A keeper is healthy again.
+    #[error("keeper \"{0}\" is healthy")]
+    KeeperHealthy(KeeperUid),
+    /// A keeper is silent for too long.
+    #[error("keeper \"{0}\" is unhealthy: silent for longer than the fail interval")]
+    KeeperUnhealthy(KeeperUid),
+    /// An operator said that a keeper failed.
+    #[error("keeper \"{0}\" is taken as failed, as an operator wishes")]
+    ForceFail(KeeperUid),
+    /// A db is healthy again.
+    #[error("db \"{0}\" is healthy")]
+    DbHealthy(DbUid),
+    /// A db reported errors, or nothing, for too long.
+    #[error("db \"{0}\" is unhealthy: not reported healthy for longer than the fail interval")]
+    DbUnhealthy(DbUid),
+    /// A keeper without db was dead for long.
+    #[error("keeper \"{0}\" is removed: dead for longer than the dead keeper removal interval")]
+    KeeperRemoved(KeeperUid),
+    /// There is nobody to make the first master.
+    #[error("no keeper can become the first master yet: {0}")]
+    NoFirstMaster(String),
+    /// More keepers may register.
+    #[error("waiting a moment for more keepers before choosing the first master")]
+    WaitForKeepers,
+    /// The first master was chosen.
+    #[error("keeper \"{0}\" is to make the first master, db \"{1}\"")]
+    FirstMaster(KeeperUid, DbUid),
+    /// The first master was not made.
+    #[error("keeper \"{0}\" did not make the first master")]
+    FirstMasterFailed(KeeperUid),
+    /// The first master is there.
+    #[error("the cluster is initialised, db \"{0}\" is its master")]
+    Initialized(DbUid),
+    /// The master is to be replaced.
+    #[error("master db \"{0}\" failed: {1}")]
+    MasterFailed(DbUid, &'static str),
+    /// Nobody may replace the master.
+    #[error("no standby may replace master db \"{0}\": {1}")]
+    NoCandidate(DbUid, String),
+    /// A new master was chosen.
+    #[error("db \"{to}\" of keeper \"{keeper}\" becomes master instead of db \"{from}\"")]
+    NewMaster {
+        /// The master until now.
+        from: DbUid,
+        /// The new one.
+        to: DbUid,
+        /// The new one's keeper.
+        keeper: KeeperUid,
+    },
+    /// Proxies were told to cut everything off.
+    #[error("proxies are closed")]
+    ProxiesClosed,
+    /// Not every proxy has cut everything off.
+    #[error("waiting for proxies to confirm that they are closed: {0}")]
+    WaitForProxies(String),
+    /// The new master is not ready for clients.
+    #[error("waiting for master db \"{0}\" to be ready before proxies are opened")]
+    WaitForMaster(DbUid),
+    /// Proxies may forward.
+    #[error("proxies are opened to db \"{0}\"")]
+    ProxiesOpened(DbUid),
+    /// The proxies that may forward are others.
+    #[error("{0} proxies may forward")]
+    ProxiesEnabled(usize),
+    /// A keeper with higher priority is ready.
+    #[error("clean switch from db \"{from}\" to db \"{to}\", whose keeper has higher priority, begins")]
+    SwitchBegins {
+        /// The master.
+        from: DbUid,
+        /// The preferred one.
+        to: DbUid,
+    },
+    /// The switch waits for the master's last position.
+    #[error("switch: waiting for the last position of master db \"{0}\"")]
+    SwitchMasterPosition(DbUid),
+    /// The switch waits for the candidate.
+    #[error("switch: waiting for db \"{0}\" to receive everything up to {1}")]
+    SwitchCatchUp(DbUid, u64),
+    /// The switch was given up.
+    #[error("switch to db \"{to}\" is given up, tried again in {} s at the earliest: {why}", .pause.as_secs())]
+    SwitchAbandoned {
+        /// The preferred one.
+        to: DbUid,
+        /// What went wrong.
+        why: &'static str,
+        /// Pause before the next attempt.
+        pause: Duration,
+    },
+    /// A db was deleted.
+    #[error("db \"{0}\" of keeper \"{1}\" is deleted: {2}")]
+    DbDeleted(DbUid, KeeperUid, &'static str),
+    /// A standby was added.
+    #[error("keeper \"{0}\" gets the new standby db \"{1}\"")]
+    DbAdded(KeeperUid, DbUid),
+    /// The synchronous set changed.
+    #[error("commits on db \"{0}\" now wait for: {1}")]
+    SyncSet(DbUid, String),
+    /// A wanted member is not in sync yet.
+    #[error("waiting for synchronous standbys of db \"{0}\" to get in sync: {1}")]
+    SyncWait(DbUid, String),
+}
+
+impl Reason {
+    /// Nothing can go on without a person, or the program is at fault.
+    pub fn is_problem(&self) -> bool {
+        matches!(self, Reason::Unusable(_) | Reason::Rejected(_) | Reason::ClusterDataLost)
+    }
+}
+
+/// Uids in one line, `nobody` for none.
+pub(super) fn list<'a, T: AsRef<str> + 'a>(uids: impl IntoIterator<Item = &'a T>) -> String {
+    let uids: Vec<&str> = uids.into_iter().map(AsRef::as_ref).collect();
+    if uids.is_empty() { "nobody".to_owned() } else { uids.join(", ") }
+}

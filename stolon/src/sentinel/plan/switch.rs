@@ -1,0 +1,267 @@
+//! A clean switch of a healthy master to a keeper with higher priority, without losing a commit:
+//!
+//! 1. Proxies are closed, so that no new commits come; all of them confirm.
+//! 2. The master's generation counts up without a change. A report of that generation was made after the proxies
+//!    closed, so its position covers every commit that a client was told of.
+//! 3. The candidate reports that position, or a later one. Then it is appointed like in any election.
+//!
+//! Whatever goes wrong, and when the leading sentinel dies in the middle: cluster data then says that the
+//! master stays and the proxies are closed, and every sentinel opens them again.
+
+use super::judge::{Class, Validity};
+use super::memory::{info_of, state_of};
+use super::reason::list;
+use super::{Planner, Reason};
+use model::DbUid;
+use model::stolon::Db;
+use std::cmp::Reverse;
+use std::time::Duration;
+
+/// The candidate must have been ready without a break for so long.
+const HYSTERESIS: Duration = Duration::from_secs(2);
+/// Clients are cut off for no longer than this while proxies confirm.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// Clients are cut off for no longer than this while the candidate catches up.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(5);
+/// Go's keepers react after up to a sleep interval for each of: seeing, probing, publishing.
+const GO_ROUND: u32 = 3;
+/// Pause before the candidate is asked for its position again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// Every attempt cuts clients off, so after a failed one there is a pause, which doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// Doublings of the pause: 16 minutes at most.
+const MAX_DOUBLINGS: u32 = 5;
+/// Streams in well under a second, so the interruption stays short.
+const MAX_LAG: u64 = 16 << 20;
+
+/// What is remembered about switches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct SwitchMemory {
+    /// The candidate, and since when it is ready.
+    preferred: Option<(DbUid, Duration)>,
+    running: Option<Switch>,
+    /// Failed attempts, and when the next one may begin.
+    failures: (u32, Duration),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Switch {
+    from: DbUid,
+    to: DbUid,
+    /// Generation with which the proxies were closed.
+    proxy_generation: i64,
+    started: Duration,
+    stage: Stage,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    Closing,
+    /// Waiting for a report of the master with this generation.
+    Position {
+        generation: i64,
+        since: Duration,
+    },
+    /// Waiting for the candidate to reach the position; when it was asked last.
+    CatchUp {
+        target: u64,
+        since: Duration,
+        asked: Option<Duration>,
+    },
+}
+
+/// What becomes of the master.
+#[derive(Debug)]
+pub(super) enum Switching {
+    /// It stays.
+    None,
+    /// It is being replaced; leave everything as it is.
+    Hold,
+    /// The other one becomes master now.
+    Appoint(DbUid),
+}
+
+impl Planner<'_> {
+    pub(super) fn forget_switch(&mut self) {
+        self.memory.switch.running = None;
+        self.memory.switch.preferred = None;
+    }
+
+    /// The next step of a switch, or the beginning of one.
+    pub(super) fn switch_by_priority(&mut self, master: &DbUid) -> Switching {
+        if let Some(switch) = self.memory.switch.running.take() {
+            let proxy = &self.data.proxy;
+            if switch.from == *master
+                && proxy.spec.master_db_uid.is_empty()
+                && proxy.generation == switch.proxy_generation
+            {
+                return self.advance(switch);
+            }
+        }
+        let Some(to) = self.preferred(master) else {
+            self.memory.switch.preferred = None;
+            return Switching::None;
+        };
+        let now = self.now.clock;
+        let since = match &self.memory.switch.preferred {
+            Some((uid, since)) if *uid == to => *since,
+            _ => now,
+        };
+        self.memory.switch.preferred = Some((to.clone(), since));
+        let patient = self.passed(since, HYSTERESIS);
+        if !self.passed(self.memory.switch.failures.1, Duration::ZERO) || !patient {
+            return Switching::None;
+        }
+        self.say(Reason::SwitchBegins { from: master.clone(), to: to.clone() });
+        self.close_proxies();
+        self.memory.switch.running = Some(Switch {
+            from: master.clone(),
+            to,
+            proxy_generation: self.data.proxy.generation,
+            started: now,
+            stage: Stage::Closing,
+        });
+        Switching::Hold
+    }
+
+    /// The standby that should be master instead, if it could take over now.
+    fn preferred(&mut self, master: &DbUid) -> Option<DbUid> {
+        let db = self.db(master)?;
+        let settled = self.data.proxy.spec.master_db_uid == *master
+            && db.converged()
+            && self.reporting(db)
+            && self.unconfirmed().is_empty();
+        if !settled {
+            return None;
+        }
+        let least = self.priority(db);
+        let uids: Vec<DbUid> = self.data.dbs.keys().cloned().collect();
+        let ready = uids.into_iter().filter(|uid| self.class(uid) == Class::Good && self.may_take_over(uid, master));
+        let mut ready: Vec<DbUid> = ready.collect();
+        ready.retain(|uid| self.db(uid).is_some_and(|db| self.priority(db) > least));
+        ready.sort_by_key(|uid| Reverse(self.db(uid).map(|db| self.priority(db))));
+        ready.into_iter().next()
+    }
+
+    fn may_take_over(&self, uid: &DbUid, master: &DbUid) -> bool {
+        let (Some(db), Some(old)) = (self.db(uid), self.db(master)) else { return false };
+        let Some(keeper) = self.keeper_of(db) else { return false };
+        let synchronous = old.spec.synchronous_replication || self.sync_mode();
+        uid != master
+            && !db.is_master_type()
+            && db.status.healthy
+            && self.reporting(db)
+            && self.validity(uid, master) == Validity::Valid
+            && db.status.timeline_id == old.status.timeline_id
+            && self.lag(db, master) <= MAX_LAG
+            && keeper.status.can_be_master != Some(false)
+            && (!synchronous || self.holders_of_all_commits(master).contains(uid))
+    }
+
+    fn advance(&mut self, mut switch: Switch) -> Switching {
+        if !self.may_take_over(&switch.to, &switch.from) {
+            return self.abandon(&switch, "the candidate is no longer ready");
+        }
+        loop {
+            let next = match switch.stage.clone() {
+                Stage::Closing => self.closing(&switch),
+                Stage::Position { generation, since } => self.position(&switch, generation, since),
+                Stage::CatchUp { target, since, asked } => self.catch_up(&switch, target, since, asked),
+            };
+            match next {
+                Next::Stage(stage) => switch.stage = stage,
+                Next::Wait(stage) => {
+                    switch.stage = stage;
+                    self.memory.switch.running = Some(switch);
+                    return Switching::Hold;
+                }
+                Next::Done => {
+                    self.memory.switch.failures = (0, Duration::ZERO);
+                    return Switching::Appoint(switch.to);
+                }
+                Next::GiveUp(why) => return self.abandon(&switch, why),
+            }
+        }
+    }
+
+    fn closing(&mut self, switch: &Switch) -> Next {
+        let missing = self.unconfirmed();
+        if missing.is_empty() {
+            let generation = self.before.dbs.get(&switch.from).map_or(0, |db| db.generation) + 1;
+            return Next::Stage(Stage::Position { generation, since: self.now.clock });
+        }
+        if self.passed(switch.started, CLOSE_LIMIT) {
+            return Next::GiveUp("proxies did not confirm in time that they are closed");
+        }
+        self.say(Reason::WaitForProxies(list(&missing)));
+        Next::Wait(Stage::Closing)
+    }
+
+    fn position(&mut self, switch: &Switch, generation: i64, since: Duration) -> Next {
+        let Some(db) = self.db(&switch.from) else { return Next::GiveUp("the master is gone") };
+        let state = state_of(&self.data, self.observed, db).filter(|state| state.healthy);
+        if let Some(state) = state.filter(|state| state.generation >= generation) {
+            return Next::Stage(Stage::CatchUp { target: state.xlog_pos, since, asked: None });
+        }
+        // Also when a write got lost after this stage was entered.
+        if db.generation < generation {
+            self.barriers.insert(switch.from.clone());
+        }
+        if self.passed(since, self.patience(switch)) {
+            return Next::GiveUp("the master did not report its last position in time");
+        }
+        self.say(Reason::SwitchMasterPosition(switch.from.clone()));
+        Next::Wait(Stage::Position { generation, since })
+    }
+
+    fn catch_up(&mut self, switch: &Switch, target: u64, since: Duration, asked: Option<Duration>) -> Next {
+        let Some(db) = self.db(&switch.to) else { return Next::GiveUp("the candidate is gone") };
+        let state = state_of(&self.data, self.observed, db).filter(|state| state.healthy);
+        if state.is_some_and(|state| state.xlog_pos >= target) {
+            return Next::Done;
+        }
+        let converged = db.converged();
+        if self.passed(since, self.patience(switch)) {
+            return Next::GiveUp("the candidate did not catch up in time");
+        }
+        let mut asked = asked;
+        // A keeper reports at once when it has applied a generation; otherwise perhaps only seconds later.
+        if converged && asked.is_none_or(|asked| self.passed(asked, ASK_AGAIN)) {
+            self.barriers.insert(switch.to.clone());
+            asked = Some(self.now.clock);
+        }
+        self.say(Reason::SwitchCatchUp(switch.to.clone(), target));
+        Next::Wait(Stage::CatchUp { target, since, asked })
+    }
+
+    fn patience(&self, switch: &Switch) -> Duration {
+        let ours = [&switch.from, &switch.to].into_iter().all(|uid| {
+            let info = self.db(uid).and_then(|db| info_of(&self.data, self.observed, &db.spec.keeper_uid));
+            info.is_some_and(|info| info.lease_seconds.is_some())
+        });
+        let go = self.spec.sleep_interval.to_std().saturating_mul(GO_ROUND);
+        if ours { CATCH_UP_LIMIT } else { CATCH_UP_LIMIT.saturating_add(go) }
+    }
+
+    /// The master stays. Proxies that have not confirmed still forward to this same master, so they need not be
+    /// waited for before all are opened again.
+    fn abandon(&mut self, switch: &Switch, why: &'static str) -> Switching {
+        let failures = self.memory.switch.failures.0;
+        let pause = FIRST_PAUSE * 2_u32.pow(failures.min(MAX_DOUBLINGS));
+        self.memory.switch = SwitchMemory { failures: (failures + 1, self.now.clock + pause), ..Default::default() };
+        self.say(Reason::SwitchAbandoned { to: switch.to.clone(), why, pause });
+        if self.db(&switch.from).is_some_and(|db: &Db| db.status.healthy) {
+            self.open_proxies(&switch.from);
+        }
+        Switching::None
+    }
+}
+
+enum Next {
+    /// Look at this stage at once.
+    Stage(Stage),
+    /// Wait in this stage.
+    Wait(Stage),
+    Done,
+    GiveUp(&'static str),
+}
