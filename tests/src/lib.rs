@@ -1,1 +1,4 @@
-//! Shared helpers of the end-to-end tests.
+//! Shared helpers of the end-to-end tests and benches: a playground as a fixture, and a client that keeps books.
+
+pub mod client;
+pub mod playground;

@@ -30,6 +30,13 @@ impl Documents {
     /// left out.
     pub(super) fn parse(keys: &ClusterKeys, entries: &[Entry]) -> Self {
         let mut documents = Documents::default();
+        if entries.is_empty() {
+            // More likely a slip in the cluster's name than a loss of everything.
+            let name = keys.prefix();
+            let name = name.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+            documents.problems.push(format!("Cluster {name} is not in this store"));
+            return documents;
+        }
         let mut reader = Reader { entries, problems: Vec::new() };
         documents.spec = reader.one(&keys.spec(), "The specification");
         documents.spec_revision = reader.find(&keys.spec()).map_or(0, |entry| entry.mod_revision);

@@ -152,6 +152,7 @@ fn metadata_after(change: impl FnOnce(&mut BTreeMap<String, Value>)) -> Vec<Stri
 fn metadata_that_do_not_fit_together() {
     let keys = keys();
     assert_eq!(metadata_after(|_| {}), ["Ok Metadata is OK"]);
+    assert_eq!(metadata_after(BTreeMap::clear), ["Error Cluster c is not in this store"]);
     let missing = metadata_after(|stored| drop(stored.remove(&keys.revision())));
     assert_eq!(missing, ["Error The revision is missing in the store"]);
     let newer = metadata_after(|stored| stored.get_mut(&keys.spec()).unwrap()["FormatVersion"] = 2.into());
