@@ -52,7 +52,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Unusable options, or a data directory that can't be used.
 pub fn run(args: BowlArgs) -> anyhow::Result<()> {
     check_service_manager(&args)?;
-    let cluster = identity::cluster_name(&args)?;
+    // Checks the names and paths before root makes a directory of them.
+    let cluster = facts(&args)?.cluster;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| identity::default_data_dir(&cluster));
     identity::leave_root(args.user.as_deref(), &data_dir)?;
     common::runtime::block_on(serve(args))

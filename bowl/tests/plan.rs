@@ -1,5 +1,7 @@
 //! Plans and their differences: golden environment files, tables, properties.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use bowl::diff::{Found, FoundUnit, RunState, Step, plan_steps};
 use bowl::envfile::EnvFile;
 use bowl::plan::{Facts, FileText, Wanted, plan_wanted};

@@ -1,5 +1,7 @@
 //! Passes of a node against a fake service manager.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use async_trait::async_trait;
 use bowl::diff::{FoundUnit, RunState};
 use bowl::envfile::EnvFile;

@@ -133,17 +133,26 @@ impl ServiceManager for ProcessManager {
     }
 }
 
+/// A process that is just being started holds copies of all our descriptors for a moment, until it runs its own
+/// program: a bowl that was killed right then seems to live a little longer.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 fn take_lock(path: &Path) -> Result<File, ManagerError> {
     let fail = |error| FileError::new("lock", path, error);
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(ManagerError::Busy(format!(
-            "another bowl holds {}; stop it, or give this one another --data-dir",
-            path.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(fail(error).into()),
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // Bowl has nothing else to do yet.
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(fail(error).into()),
+        }
     }
+    Err(ManagerError::Busy(format!(
+        "another bowl holds {}; stop it, or give this one another --data-dir",
+        path.display()
+    )))
 }
 
 /// A record that can't be read is left alone: its daemon may run, and is found by its mark when it is to start.
