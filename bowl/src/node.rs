@@ -3,6 +3,7 @@
 use crate::applied::Applied;
 use crate::apply::{apply_steps, failed_daemons, observe_node};
 use crate::diff::{FoundUnit, plan_steps};
+use crate::identity::default_data_dir;
 use crate::manager::ServiceManager;
 use crate::observe::{Hold, Intent, Orders, chain, interpret};
 use crate::plan::{Facts, plan_wanted};
@@ -158,6 +159,13 @@ impl Node {
             None => {
                 let directory = if self.config.fixed_data_dir { self.config.facts.data_dir.clone() } else { wanted };
                 self.open(&directory)?;
+                if !self.config.fixed_data_dir && directory != default_data_dir(&self.config.facts.cluster) {
+                    warn!(
+                        directory = %directory.display(),
+                        "only the store tells this data directory: if this node starts while etcd is out of reach, \
+                         its daemons wait; give --data-dir to start them at once"
+                    );
+                }
                 if orders.layout.generation < self.applied.generation {
                     return Err(format!(
                         "the store's layout has generation {}, this node has applied {}",
