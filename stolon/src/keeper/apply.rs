@@ -22,8 +22,6 @@ const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a rewound standby may take to stream from a server that can be reached.
 const STREAM_LIMIT: Duration = Duration::from_secs(20);
-/// Attempts to ask the source before a base backup is made without.
-const SOURCE_TRIES: u32 = 40;
 
 impl Machine {
     /// Does one step.
@@ -34,6 +32,7 @@ impl Machine {
             Step::SaveState(state) => self.apply_save_state(state),
             Step::MarkInitialized(uid) => {
                 let init_pg_parameters = self.parameters.take();
+                self.sync_wait = Some(false);
                 self.apply_save_state(DbState { uid, generation: 0, initializing: false, init_pg_parameters })
             }
             Step::Stop(why) => self.apply_stop(why).await,
@@ -258,6 +257,7 @@ impl Machine {
     async fn apply_restart_if_pending(&mut self, automatic: bool) -> Result<()> {
         let pending = self.sql().await?.pending_restart().await?;
         if automatic && !pending.is_empty() {
+            self.check_configuration().await?;
             warn!(parameters = pending.join(", "), "restarting postgres for changed parameters");
             self.apply_stop("changed parameters need a restart").await?;
             // Not started here: the next plan knows what has to hold before a start.
@@ -270,6 +270,13 @@ impl Machine {
             self.restart_told = pending;
         }
         Ok(())
+    }
+
+    /// A server that runs is worth more than one that was stopped for a configuration it can't start with.
+    async fn check_configuration(&self) -> Result<()> {
+        let mut command = self.binaries.command("postgres");
+        command.arg("-D").arg(self.dir.pgdata()).args(["-C", "shared_buffers"]);
+        binaries::run("postgres -C", command).await
     }
 
     /// Without it a rewind of the old primary would believe that nothing has to be rewound.
@@ -296,7 +303,6 @@ impl Machine {
             resync.master.as_ref().unwrap_or(&resync.followed)
         };
         self.check_source(resync, source).await?;
-        self.source_tries = 0;
         self.apply_save_state(DbState { uid: resync.db.clone(), initializing: true, ..Default::default() })?;
         let work = self.copy_data(resync, source);
         // Dropping the work kills the program that copies; what it leaves is marked as garbage.
@@ -317,20 +323,16 @@ impl Machine {
     }
 
     /// The source must be a primary and have our slot before anything of ours is deleted.
-    async fn check_source(&mut self, resync: &Resync, source: &Source) -> Result<()> {
+    async fn check_source(&self, resync: &Resync, source: &Source) -> Result<()> {
         let not_yet =
             |why: String| Err(KeeperError::NotYet(format!("waiting for {}:{}: {why}", source.host, source.port)));
         let session = match self.connect_source(source).await {
             Ok(session) => session,
-            Err(error) if self.source_tries >= SOURCE_TRIES => {
-                // It may just not let the superuser in from here.
-                warn!(%error, "the source can't be asked, copying from it anyway");
+            Err(KeeperError::Sql { source: error, .. }) if refuses_user(&error) => {
+                warn!("the source does not let the superuser in from here, copying from it without asking");
                 return Ok(());
             }
-            Err(error) => {
-                self.source_tries += 1;
-                return not_yet(error.to_string());
-            }
+            Err(error) => return not_yet(error.to_string()),
         };
         if resync.attempt != Attempt::BaseBackup {
             if session.in_recovery().await? {
@@ -338,7 +340,7 @@ impl Machine {
             }
             session.checkpoint().await?;
         }
-        if !session.slots().await?.contains(&resync.slot) {
+        if *source == resync.followed && !session.slots().await?.contains(&resync.slot) {
             return not_yet(format!("its keeper has not created the replication slot {} yet", resync.slot));
         }
         Ok(())
@@ -442,6 +444,12 @@ impl Machine {
             tokio::time::sleep(POLL * 2).await;
         }
     }
+}
+
+/// The server answered, but this user may not connect from here.
+fn refuses_user(error: &tokio_postgres::Error) -> bool {
+    // Class 28: invalid authorization.
+    error.code().is_some_and(|code| code.code().starts_with("28"))
 }
 
 /// What copying ended with.

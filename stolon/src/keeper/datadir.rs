@@ -144,7 +144,9 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
-    serde_json::from_slice(bytes)
+    // Not straight into the struct: that would take an empty list for a state without values.
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(bytes)?;
+    serde_json::from_value(object.into())
 }
 
 fn save(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 /// Pause before the next try when something only has to happen elsewhere first.
 const SOON: Duration = Duration::from_millis(250);
 /// Pause after a failure; doubles up to the sleep interval.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Plans in a row without a pause; more would be a plan that never gets anywhere.
 const ROUNDS: usize = 20;
 
@@ -48,7 +48,6 @@ pub struct Machine {
     pub(super) probed: watch::Receiver<Probed>,
     pub(super) view: watch::Receiver<View>,
     pub(super) key: String,
-    pub(super) source_tries: u32,
     pub(super) restart_told: Vec<String>,
     last_words: String,
     pause: Duration,
@@ -127,7 +126,6 @@ impl Machine {
             probed,
             view,
             key,
-            source_tries: 0,
             restart_told: Vec::new(),
             last_words: String::new(),
             pause: FIRST_PAUSE,
@@ -177,7 +175,7 @@ impl Machine {
         // No store or no cluster data: PostgreSQL stays as it is.
         let Some(entry) = entry else { return Duration::from_secs(30) };
         let read = access::parse(&entry).map_err(|error| KeeperError::Other(one_line(&error)));
-        let (data, spec) = match read.and_then(|read| Ok((read.data.spec().effective(), read.data))) {
+        let (data, spec) = match read.map(|read| (read.data.spec().effective(), read.data)) {
             Ok((Ok(spec), data)) => (data, spec),
             Ok((Err(error), _)) => return self.complain(&error.to_string()),
             Err(error) => return self.complain(&error.to_string()),
@@ -287,6 +285,7 @@ impl Machine {
         let pid = postmaster.as_ref().map(|postmaster| postmaster.pid);
         self.postmaster = postmaster;
         self.watched.send_if_modified(|watched| std::mem::replace(&mut watched.pid, pid) != pid);
+        self.tell();
     }
 
     /// Lets the probe look at once.
@@ -317,8 +316,12 @@ impl Machine {
             (self.state.uid.clone(), self.state.generation)
         };
         let cluster_uid = self.keeper.cluster_uid.clone();
+        let (pid, acted) = {
+            let watched = self.watched.borrow();
+            (watched.pid, watched.acted)
+        };
         self.facts.send_if_modified(|facts| {
-            let new = Facts { cluster_uid, db, ..facts.clone() };
+            let new = Facts { cluster_uid, db, pid, acted, ..facts.clone() };
             std::mem::replace(facts, new.clone()) != new
         });
     }

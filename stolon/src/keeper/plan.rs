@@ -3,241 +3,21 @@
 //! A plan is the shortest list of steps whose outcome is known beforehand. Where a later decision depends on what
 //! a step finds or makes, the plan ends with `again` and the next one starts from a new look.
 
-use super::args::AuthMethod;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use step::{Attempt, Data, Files, Local, Plan, Resync, Running, Setup, Step};
+
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
 use super::postgres::conninfo::{self, Source};
-use super::postgres::control::Control;
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
-use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, NewConfig, Role, SuReplAccess};
-use model::{DbUid, KeeperUid};
+use model::DbUid;
+use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, Role, SuReplAccess};
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-/// What does not change while the keeper runs.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// This keeper.
-    pub uid: KeeperUid,
-    /// This start of it.
-    pub boot_uuid: String,
-    /// `listen_addresses`.
-    pub listen_address: String,
-    /// `port`.
-    pub port: u16,
-    /// `unix_socket_directories`.
-    pub socket_dir: String,
-    /// Superuser's name and method.
-    pub su: (String, AuthMethod),
-    /// Replication user's name and method.
-    pub repl: (String, AuthMethod),
-    /// Passwords for libpq; `None` when there are none.
-    pub passfile: Option<String>,
-}
-
-/// The data directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Data {
-    /// Missing or without a complete instance.
-    Missing,
-    /// An instance.
-    Present {
-        /// From the control file.
-        control: Control,
-        /// It is, or would start as, a standby.
-        standby: bool,
-    },
-}
-
-/// The running postmaster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Running {
-    /// It takes connections.
-    pub ready: bool,
-    /// Port and socket directory are the wanted ones.
-    pub same_place: bool,
-}
-
-/// What is on this host.
-#[derive(Clone, Debug)]
-pub struct Local {
-    /// The remembered stolon cluster.
-    pub cluster_uid: String,
-    /// What the data directory belongs to.
-    pub state: DbState,
-    /// The data directory.
-    pub data: Data,
-    /// The postmaster.
-    pub running: Option<Running>,
-    /// Content of `postgresql.conf`.
-    pub conf: Option<String>,
-    /// Content of `pg_hba.conf`.
-    pub hba: Option<String>,
-    /// Normal users are kept out until all synchronous standbys are back. `None` when not known: the instance was adopted.
-    pub sync_wait: Option<bool>,
-    /// Synchronous standbys now, if known.
-    pub in_sync: Option<BTreeSet<DbUid>>,
-    /// The files may be newer than what the server has read.
-    pub reload_owed: bool,
-    /// Promoted, and no checkpoint since.
-    pub checkpoint_owed: bool,
-}
-
-/// Both configuration files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
-    /// `postgresql.conf`.
-    pub conf: String,
-    /// `pg_hba.conf`.
-    pub hba: String,
-}
-
-/// How to become a standby of another db.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resync {
-    /// The new db.
-    pub db: DbUid,
-    /// What to try before a base backup.
-    pub attempt: Attempt,
-    /// The current master, the source of a rewind.
-    pub master: Option<Source>,
-    /// The followed db, the source of a base backup.
-    pub followed: Source,
-    /// The followed db's last reported timeline.
-    pub timeline: u64,
-    /// The slot on the followed db.
-    pub slot: String,
-    /// The standby's files.
-    pub files: Files,
-    /// How long a rewound instance may take to accept connections.
-    pub ready_limit: Duration,
-}
-
-/// What to try before a base backup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
-    /// Nothing: the data is missing, foreign, or rewinding is off.
-    BaseBackup,
-    /// pg_rewind.
-    Rewind,
-    /// Start it as it is: a crashed standby can't be recovered without becoming a primary, so pg_rewind is not possible,
-    /// but usually nothing has to be rewound.
-    Start,
-}
-
-/// One thing to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Step {
-    /// Remember the stolon cluster.
-    SaveClusterUid(String),
-    /// Replace `dbstate`.
-    SaveState(DbState),
-    /// The data is that of this db, complete, with the parameters that were read meanwhile.
-    MarkInitialized(DbUid),
-    /// Stop PostgreSQL; why.
-    Stop(&'static str),
-    /// Delete the data directory.
-    Wipe,
-    /// Make a new instance.
-    Initdb(NewConfig),
-    /// Start, reachable over the Unix socket only, with the previous configuration underneath.
-    StartForSetup(Files),
-    /// Remember the parameters in force as those right after initialisation.
-    ReadParameters,
-    /// Create the replication user.
-    SetUpRoles,
-    /// Become a standby with the followed db's data.
-    Resync(Box<Resync>),
-    /// Keep normal users out, or not.
-    SetSyncWait(bool),
-    /// Mark the data as a standby's.
-    MarkStandby,
-    /// Write the configuration files.
-    WriteFiles(Files),
-    /// Start.
-    Start,
-    /// Wait until it takes connections.
-    WaitReady(Duration),
-    /// Make PostgreSQL read its files, and wait until it has.
-    Reload {
-        /// The value of `synchronous_standby_names` that must be in force afterwards.
-        sync_names: String,
-    },
-    /// Make the standby a primary.
-    Promote,
-    /// Make the slots with our prefix exactly these.
-    EnsureSlots {
-        /// Names.
-        wanted: BTreeSet<String>,
-        /// A failure ends the pass.
-        required: bool,
-    },
-    /// Restart if a changed parameter needs it, or just tell.
-    RestartIfPending {
-        /// Restart.
-        automatic: bool,
-    },
-    /// Write a checkpoint, in the background.
-    Checkpoint,
-}
-
-impl Step {
-    /// Its kind, for logs: other parts may be long or private.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Step::SaveClusterUid(_) => "save cluster uid",
-            Step::SaveState(_) => "save state",
-            Step::MarkInitialized(_) => "mark initialized",
-            Step::Stop(_) => "stop",
-            Step::Wipe => "wipe",
-            Step::Initdb(_) => "initdb",
-            Step::StartForSetup(_) => "start for setup",
-            Step::ReadParameters => "read parameters",
-            Step::SetUpRoles => "set up roles",
-            Step::Resync(_) => "resync",
-            Step::SetSyncWait(_) => "set sync wait",
-            Step::MarkStandby => "mark standby",
-            Step::WriteFiles(_) => "write files",
-            Step::Start => "start",
-            Step::WaitReady(_) => "wait ready",
-            Step::Reload { .. } => "reload",
-            Step::Promote => "promote",
-            Step::EnsureSlots { .. } => "ensure slots",
-            Step::RestartIfPending { .. } => "restart if pending",
-            Step::Checkpoint => "checkpoint",
-        }
-    }
-}
-
-/// Steps to take now.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// In this order; a failed one ends the pass.
-    pub steps: Vec<Step>,
-    /// Plan again at once when they are done.
-    pub again: bool,
-    /// Why nothing further is done.
-    pub problem: Option<String>,
-    /// What the wait is for; not worth a warning.
-    pub waiting: Option<&'static str>,
-}
-
-impl Plan {
-    fn then_again(steps: impl IntoIterator<Item = Step>) -> Self {
-        Plan { steps: steps.into_iter().collect(), again: true, ..Default::default() }
-    }
-    fn problem(text: impl Into<String>) -> Self {
-        Plan { problem: Some(text.into()), ..Default::default() }
-    }
-    fn waiting(text: &'static str) -> Self {
-        Plan { waiting: Some(text), ..Default::default() }
-    }
-    fn before(mut self, step: Step) -> Self {
-        self.steps.insert(0, step);
-        self
-    }
-}
 
 /// Plans one pass. The specification must be that of `data`.
 pub fn plan(setup: &Setup, local: &Local, data: &ClusterData, spec: &EffectiveSpec) -> Plan {
@@ -397,7 +177,7 @@ impl Context<'_> {
         }
         if standby {
             // The synchronous standbys are in force before the first commit can happen.
-            let files = self.files(None, false);
+            let files = self.files(None, self.still_waiting());
             let mut steps = self.configure(&files);
             steps.push(Step::Promote);
             return Plan::then_again(steps);

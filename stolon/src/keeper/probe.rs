@@ -45,6 +45,8 @@ pub struct Watched {
 pub struct Probed {
     /// The postmaster that this is about.
     pub pid: Option<i32>,
+    /// The machine's last action before the look.
+    pub acted: u64,
     /// It works.
     pub healthy: bool,
     /// State; stays the last one known while unhealthy.
@@ -139,7 +141,7 @@ impl Probe {
                 } else {
                     debug!(pid, %error, "look at postgres");
                 }
-                Probed { pid: Some(pid), healthy: healthy && last.pid == Some(pid), ..last }
+                Probed { pid: Some(pid), acted: watched.acted, healthy: healthy && last.pid == Some(pid), ..last }
             }
         }
     }
@@ -171,6 +173,7 @@ impl Probe {
         }
         Ok(Probed {
             pid: watched.pid,
+            acted: watched.acted,
             healthy: true,
             snapshot,
             history,

@@ -45,6 +45,10 @@ pub struct Facts {
     pub cluster_uid: String,
     /// The db of the data directory and its applied generation.
     pub db: (DbUid, i64),
+    /// The postmaster now: what was seen of another one is not told.
+    pub pid: Option<i32>,
+    /// Number of the state machine's last action: what was seen before it is not told as its result.
+    pub acted: u64,
     /// Decides the lease's TTL; `None` while the specification is unknown.
     pub fail_interval: Option<GoDuration>,
     /// Smallest pause between publications where nothing but the position changed.
@@ -64,7 +68,7 @@ pub fn lease_seconds(fail_interval: Option<GoDuration>) -> u32 {
 
 /// The record, without its random uid.
 pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo {
-    let known = probed.pid.is_some() || !facts.db.0.is_empty();
+    let known = facts.pid.is_some() || !facts.db.0.is_empty();
     KeeperInfo {
         uid: identity.uid.clone(),
         cluster_uid: facts.cluster_uid.clone(),
@@ -87,7 +91,7 @@ fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
         port: identity.port.clone(),
         ..Default::default()
     };
-    if !probed.healthy {
+    if !probed.healthy || probed.pid != facts.pid {
         return base;
     }
     PostgresState {
@@ -150,7 +154,10 @@ impl Publisher {
         let mut failing = false;
         while !*stop.borrow() {
             let facts = self.facts.borrow_and_update().clone();
-            let info = render(&self.identity, &facts, &self.probed.borrow_and_update());
+            let (info, fresh) = {
+                let probed = self.probed.borrow_and_update();
+                (render(&self.identity, &facts, &probed), !probed.healthy || probed.acted >= facts.acted)
+            };
             let wanted_ttl = lease_seconds(facts.fail_interval);
             if lease.is_some()
                 && wanted_ttl != ttl
@@ -162,7 +169,8 @@ impl Publisher {
             }
             ttl = wanted_ttl;
             let mut wait = Duration::from_secs(3600);
-            if !facts.cluster_uid.is_empty() {
+            // A look is under way that will show what the machine's last action did.
+            if !facts.cluster_uid.is_empty() && fresh {
                 let lease =
                     lease.get_or_insert_with(|| KeptLease::start(self.store.clone(), Duration::from_secs(ttl.into())));
                 let id = lease.state().id;

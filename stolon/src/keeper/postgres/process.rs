@@ -144,6 +144,7 @@ pub async fn start(options: &StartOptions<'_>) -> Result<Postmaster> {
         }
         let _ = sender.send(true);
     });
+    let mut guard = Unfinished { pid, armed: true };
     let deadline = Instant::now() + START_LIMIT;
     while read_pid_file(options.pgdata).is_none_or(|file| file.pid != pid) {
         if *ended.borrow() {
@@ -154,7 +155,23 @@ pub async fn start(options: &StartOptions<'_>) -> Result<Postmaster> {
         }
         tokio::time::sleep(POLL).await;
     }
+    guard.armed = false;
     Ok(Postmaster { pid, ended })
+}
+
+/// A postmaster that can't be found by its pid file yet, and would be forgotten if we were interrupted.
+struct Unfinished {
+    pid: i32,
+    armed: bool,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if self.armed {
+            // An error means that it has ended by itself.
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGINT);
+        }
+    }
 }
 
 /// ALTER SYSTEM would change one member behind the cluster's back: its file becomes a link to nowhere, which

@@ -1,0 +1,363 @@
+use super::super::args::AuthMethod;
+use super::super::postgres::control::{Control, ControlState};
+use super::*;
+use model::stolon::{ClusterPhase, DbSpec, FollowConfig, Keeper, StolonSpec};
+use serde_json::json;
+
+/// A cluster with the master db `m` on keeper `a` and the standby db `s` on keeper `b`.
+struct Case {
+    setup: Setup,
+    local: Local,
+    data: ClusterData,
+}
+
+fn present(state: ControlState, standby: bool) -> Data {
+    Data::Present { control: Control { system_id: 7, state, timeline: 1 }, standby }
+}
+
+const RUNNING: Option<Running> = Some(Running { ready: true, same_place: true });
+
+impl Case {
+    fn new(keeper: &str) -> Self {
+        let setup = Setup {
+            uid: keeper.into(),
+            boot_uuid: "boot".into(),
+            listen_address: "127.0.0.1".into(),
+            port: 5442,
+            socket_dir: "/tmp".into(),
+            su: ("postgres".into(), AuthMethod::Md5),
+            repl: ("repl".into(), AuthMethod::Md5),
+            passfile: Some("/d/pgpass".into()),
+        };
+        let spec: StolonSpec = serde_json::from_value(json!({"initMode": "new"})).unwrap();
+        let mut data = ClusterData::new("cluster", spec, Default::default());
+        for uid in ["a", "b"] {
+            let mut keeper = Keeper { uid: uid.into(), ..Default::default() };
+            keeper.status.boot_uuid = "boot".into();
+            data.keepers.insert(uid.into(), keeper);
+        }
+        let db = |uid: &str, keeper: &str, role| Db {
+            uid: uid.into(),
+            generation: 3,
+            spec: DbSpec {
+                keeper_uid: keeper.into(),
+                role: Some(role),
+                init_mode: Some(DbInitMode::None),
+                max_standbys: 20,
+                use_pgrewind: true,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let mut master = db("m", "a", Role::Master);
+        master.spec.followers = vec!["s".into()];
+        master.status.listen_address = "10.0.0.1".into();
+        master.status.port = "5442".into();
+        master.status.system_id = "7".into();
+        master.status.timeline_id = 2;
+        let mut standby = db("s", "b", Role::Standby);
+        standby.spec.follow_config = Some(FollowConfig::internal("m".into()));
+        data.dbs = [("m".into(), master), ("s".into(), standby)].into();
+        data.cluster.status.phase = Some(ClusterPhase::Normal);
+        data.cluster.status.master = "m".into();
+        let own = if keeper == "a" { "m" } else { "s" };
+        let local = Local {
+            cluster_uid: "cluster".into(),
+            state: DbState { uid: own.into(), generation: 2, ..Default::default() },
+            data: present(ControlState::Production, own == "s"),
+            running: RUNNING,
+            conf: None,
+            hba: None,
+            sync_wait: Some(false),
+            in_sync: Some(BTreeSet::new()),
+            reload_owed: false,
+            checkpoint_owed: false,
+        };
+        Case { setup, local, data }
+    }
+
+    fn db(&mut self) -> &mut DbSpec {
+        let own = if self.setup.uid == *"a" { "m" } else { "s" };
+        &mut self.data.dbs.get_mut(own).unwrap().spec
+    }
+
+    fn resync(mut self) -> Self {
+        self.db().init_mode = Some(DbInitMode::Resync);
+        self.local.state = DbState { uid: "old".into(), generation: 9, ..Default::default() };
+        self.local.running = None;
+        self
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&self.setup, &self.local, &self.data, &self.data.spec().effective().unwrap())
+    }
+
+    /// Names of the steps, with `…` at the end if there will be another plan.
+    fn steps(&self) -> String {
+        let plan = self.plan();
+        let mut names: Vec<&str> = plan.steps.iter().map(Step::name).collect();
+        names.extend(plan.again.then_some("…"));
+        names.join(", ")
+    }
+
+    /// Takes over the files that the plan would write, as if it had been carried out.
+    fn settled(mut self) -> Self {
+        let plan = self.plan();
+        for step in plan.steps {
+            match step {
+                Step::WriteFiles(files) => {
+                    self.local.conf = Some(files.conf);
+                    self.local.hba = Some(files.hba);
+                }
+                Step::SaveState(state) => self.local.state = state,
+                _ => {}
+            }
+        }
+        self
+    }
+}
+
+fn steps(keeper: &str, change: impl Fn(&mut Case)) -> String {
+    let mut case = Case::new(keeper);
+    change(&mut case);
+    case.steps()
+}
+
+#[test]
+fn before_there_is_a_db() {
+    assert_eq!(steps("a", |c| drop(c.data.keepers.remove("a"))), "");
+    assert_eq!(steps("a", |c| drop(c.data.dbs.remove("m"))), "stop");
+    assert_eq!(
+        steps("a", |c| {
+            c.data.dbs.remove("m");
+            c.local.running = None;
+        }),
+        ""
+    );
+    // A start that the sentinel has not seen touches nothing, but takes up the cluster's uid.
+    assert_eq!(steps("a", |c| c.setup.boot_uuid = "new".into()), "");
+    assert_eq!(
+        steps("a", |c| {
+            c.setup.boot_uuid = "new".into();
+            c.local.cluster_uid.clear();
+        }),
+        "save cluster uid"
+    );
+}
+
+#[test]
+fn init_modes() {
+    let fresh = |c: &mut Case, mode| {
+        c.local.state = DbState::default();
+        c.local.data = Data::Missing;
+        c.local.running = None;
+        c.db().init_mode = Some(mode);
+    };
+    assert_eq!(
+        steps("a", |c| fresh(c, DbInitMode::New)),
+        "save state, wipe, initdb, start for setup, wait ready, set up roles, stop, mark initialized, …"
+    );
+    let merged = steps("a", |c| {
+        fresh(c, DbInitMode::New);
+        c.db().include_previous_config = true;
+    });
+    assert!(merged.contains("wait ready, read parameters, set up roles"), "{merged}");
+    // What runs is stopped first and looked at again.
+    assert_eq!(
+        steps("a", |c| {
+            fresh(c, DbInitMode::New);
+            c.local.running = RUNNING;
+        }),
+        "stop, …"
+    );
+    assert_eq!(steps("a", |c| fresh(c, DbInitMode::Existing)), "");
+    // Existing data is never deleted.
+    assert_eq!(
+        steps("a", |c| {
+            fresh(c, DbInitMode::Existing);
+            c.local.data = present(ControlState::ShutDown, false);
+            c.db().include_previous_config = true;
+        }),
+        "start for setup, wait ready, read parameters, stop, mark initialized, …"
+    );
+    for mode in [DbInitMode::Pitr, DbInitMode::None] {
+        let mut case = Case::new("a");
+        fresh(&mut case, mode);
+        assert_eq!(case.steps(), "");
+        assert!(case.plan().problem.is_some());
+    }
+}
+
+#[test]
+fn garbage_of_an_interrupted_initialisation_is_deleted() {
+    assert_eq!(steps("a", |c| c.local.state.initializing = true), "stop, wipe, save state, …");
+    assert_eq!(
+        steps("a", |c| {
+            c.local.state.initializing = true;
+            c.local.running = None;
+        }),
+        "wipe, save state, …"
+    );
+    // But not before the sentinel knows this start, nor without a db.
+    assert_eq!(
+        steps("a", |c| {
+            c.local.state.initializing = true;
+            c.setup.boot_uuid = "new".into();
+        }),
+        ""
+    );
+}
+
+#[test]
+fn nothing_but_init_and_garbage_deletes_data() {
+    let states = [
+        ControlState::ShutDown,
+        ControlState::Production,
+        ControlState::ArchiveRecovery,
+        ControlState::ShutDownInRecovery,
+    ];
+    for keeper in ["a", "b"] {
+        for mode in [DbInitMode::None, DbInitMode::Existing, DbInitMode::Pitr] {
+            for state in states {
+                for (standby, running) in [(false, RUNNING), (true, RUNNING), (false, None), (true, None)] {
+                    for uid in ["m", "s", "x", ""] {
+                        let mut case = Case::new(keeper);
+                        case.db().init_mode = Some(mode);
+                        case.local.data = present(state, standby);
+                        case.local.running = running;
+                        case.local.state.uid = uid.into();
+                        let steps = case.plan().steps;
+                        assert!(
+                            !steps.iter().any(|step| matches!(step, Step::Wipe | Step::Initdb(_) | Step::Resync(_))),
+                            "{steps:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_master_is_started_configured_and_confirmed() {
+    let stopped = |c: &mut Case| c.local.running = None;
+    assert_eq!(steps("a", stopped), "set sync wait, write files, start, wait ready, …");
+    // A stopped standby is started as one and promoted, so that it gets a new timeline.
+    assert_eq!(
+        steps("a", |c| {
+            stopped(c);
+            c.local.data = present(ControlState::ShutDownInRecovery, true);
+        }),
+        "set sync wait, mark standby, write files, start, wait ready, …"
+    );
+    assert_eq!(
+        steps("a", |c| c.local.data = present(ControlState::ArchiveRecovery, true)),
+        "write files, reload, promote, …"
+    );
+    assert_eq!(steps("a", |_| {}), "ensure slots, write files, reload, restart if pending, save state");
+    let settled = Case::new("a").settled();
+    assert_eq!(settled.steps(), "ensure slots, restart if pending");
+    let Step::EnsureSlots { wanted, .. } = &settled.plan().steps[0] else { panic!("no slots") };
+    assert_eq!(*wanted, ["stolon_s".to_owned()].into());
+    assert_eq!(
+        steps("a", |c| c.local.checkpoint_owed = true),
+        "ensure slots, write files, reload, restart if pending, save state, checkpoint"
+    );
+    assert_eq!(steps("a", |c| c.local.data = Data::Missing), "");
+}
+
+#[test]
+fn an_instance_at_another_place_is_stopped() {
+    assert_eq!(steps("a", |c| c.local.running = Some(Running { ready: true, same_place: false })), "stop, …");
+    assert_eq!(steps("a", |c| c.local.conf = Some("listen_addresses = '0.0.0.0'\n".into())), "stop, …");
+    assert_eq!(steps("a", |c| c.local.running = Some(Running { ready: false, same_place: true })), "wait ready, …");
+}
+
+#[test]
+fn users_wait_after_the_start_of_a_synchronous_master() {
+    let mut case = Case::new("a");
+    case.db().synchronous_replication = true;
+    case.db().synchronous_standbys = Some(vec!["s".into()]);
+    case.local.running = None;
+    let steps = case.plan().steps;
+    assert!(steps.contains(&Step::SetSyncWait(true)));
+    let Some(Step::WriteFiles(restricted)) = steps.iter().find(|step| matches!(step, Step::WriteFiles(_))) else {
+        panic!()
+    };
+    assert!(
+        !restricted.hba.contains("host all all") && restricted.conf.contains("synchronous_standby_names = 'stolon_s'")
+    );
+
+    // Still waiting: nothing to write. In sync: users may come in.
+    case.local.running = RUNNING;
+    case.local.sync_wait = Some(true);
+    (case.local.conf, case.local.hba) = (Some(restricted.conf.clone()), Some(restricted.hba.clone()));
+    assert_eq!(case.steps(), "ensure slots, restart if pending, save state");
+    // The keeper's successor finds the restricted file and goes on waiting.
+    case.local.sync_wait = None;
+    assert_eq!(case.steps(), "set sync wait, ensure slots, restart if pending, save state");
+    case.local.in_sync = Some(["s".into()].into());
+    case.local.sync_wait = Some(true);
+    let steps = case.plan().steps;
+    assert!(steps.contains(&Step::SetSyncWait(false)));
+    assert!(steps.iter().any(|step| matches!(step, Step::WriteFiles(files) if files.hba.contains("host all all"))));
+    // Switched off, or nobody listed: no wait.
+    case.local.in_sync = None;
+    case.db().synchronous_standbys = Some(vec![]);
+    assert!(case.plan().steps.contains(&Step::SetSyncWait(false)));
+    case.db().synchronous_replication = false;
+    assert!(case.plan().steps.contains(&Step::SetSyncWait(false)));
+}
+
+#[test]
+fn a_promoted_standby_has_its_synchronous_set_in_force_before() {
+    let mut case = Case::new("a");
+    case.db().synchronous_replication = true;
+    case.db().synchronous_standbys = Some(vec!["s".into()]);
+    case.local.data = present(ControlState::ArchiveRecovery, true);
+    let steps = case.plan().steps;
+    assert_eq!(steps[1], Step::Reload { sync_names: "stolon_s".into() });
+    assert_eq!(steps[2], Step::Promote);
+}
+
+#[test]
+fn a_standby_is_started_and_follows_by_reload() {
+    let stopped = |c: &mut Case| c.local.running = None;
+    assert_eq!(steps("b", stopped), "set sync wait, mark standby, write files, start, wait ready, …");
+    let mut case = Case::new("b").settled();
+    assert_eq!(case.steps(), "ensure slots, restart if pending");
+    let conf = case.local.conf.clone().unwrap();
+    assert!(conf.contains("primary_conninfo = 'application_name=stolon_s host=10.0.0.1 passfile=/d/pgpass port=5442 sslmode=prefer user=repl'"), "{conf}");
+    // Another address of the master: no restart.
+    case.data.dbs.get_mut("m").unwrap().status.listen_address = "10.0.0.9".into();
+    assert_eq!(case.steps(), "write files, reload, ensure slots, restart if pending");
+    case.local.running = Some(Running { ready: false, same_place: true });
+    assert_eq!(case.steps(), "write files, reload, …");
+    // A primary never becomes a standby just so.
+    let mut case = Case::new("b");
+    case.local.data = present(ControlState::Production, false);
+    assert!(case.steps().is_empty() && case.plan().problem.is_some());
+    let mut case = Case::new("b");
+    case.data.dbs.get_mut("m").unwrap().status.listen_address.clear();
+    assert!(case.plan().waiting.is_some());
+}
+
+#[test]
+fn resync_rewinds_where_it_can() {
+    let attempt = |change: &dyn Fn(&mut Case)| {
+        let mut case = Case::new("b").resync();
+        change(&mut case);
+        assert_eq!(case.steps(), "resync, mark initialized, …");
+        let Step::Resync(resync) = case.plan().steps.remove(0) else { panic!("no resync") };
+        assert_eq!((resync.slot.as_str(), resync.timeline, resync.followed.host.as_str()), ("stolon_s", 2, "10.0.0.1"));
+        resync.attempt
+    };
+    let data = |state, standby| move |c: &mut Case| c.local.data = present(state, standby);
+    assert_eq!(attempt(&data(ControlState::Production, false)), Attempt::Rewind);
+    assert_eq!(attempt(&data(ControlState::ShutDown, false)), Attempt::Rewind);
+    assert_eq!(attempt(&data(ControlState::ShutDownInRecovery, true)), Attempt::Rewind);
+    assert_eq!(attempt(&data(ControlState::ArchiveRecovery, true)), Attempt::Start);
+    assert_eq!(attempt(&|c| c.local.data = Data::Missing), Attempt::BaseBackup);
+    assert_eq!(attempt(&|c| c.db().use_pgrewind = false), Attempt::BaseBackup);
+    assert_eq!(attempt(&|c| c.data.dbs.get_mut("m").unwrap().status.system_id = "8".into()), Attempt::BaseBackup);
+}
