@@ -19,7 +19,7 @@ use store::Lock;
 pub struct Options {
     /// Overwrite stolon data that lies under a new group's name.
     pub force: bool,
-    /// How long the stolon daemons of each new group may take to start.
+    /// How long the stolon daemons of all new groups may take to start.
     pub timeout: Duration,
 }
 
@@ -96,9 +96,10 @@ pub(crate) async fn add_groups(
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     progress.info("Waiting for Stolon daemons to start... make sure shardmand daemons are running on the nodes");
+    let limit = wait::Limit::start(patience);
     for group in groups {
         let what = format!("Waiting for Stolon daemons of rg {group}");
-        item(progress, &what, "success", wait::daemons(ctx, loaded, group, patience, progress)).await?;
+        item(progress, &what, "success", wait::daemons(ctx, loaded, group, limit, progress)).await?;
     }
     progress.info("Adding repgroups...");
     for group in groups {

@@ -3,12 +3,13 @@
 use crate::addnodes;
 use crate::cluster::load_existing;
 use crate::context::Context;
-use crate::report::Stderr;
+use crate::report::{Progress as _, Stderr};
 use crate::{fixrepgroups, init, show};
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use common::cli::{CommonArgs, OutputFormat, SDM_PREFIX, StoreArgs};
 use common::exit::UsageError;
+use common::runtime::Termination;
 use model::spec::{CheckedSpec, DEFAULT_DATA_DIR, InitDefaults, InitSpec, StoreConnInfo};
 use model::{GoDuration, NodeName};
 use std::io::{Read as _, Write as _};
@@ -44,7 +45,7 @@ enum Command {
     },
     /// Finish what an interrupted command has left undone
     Fixrepgroups {
-        /// How long the daemons of each group may take to start, e.g. 10m
+        /// How long the groups' daemons may take to start, e.g. 10m
         #[arg(long, value_name = "DURATION", default_value = "10m")]
         timeout: GoDuration,
     },
@@ -83,7 +84,7 @@ struct AddArgs {
     /// Overwrite stolon data that lies under the name of a new group
     #[arg(long)]
     force: bool,
-    /// How long the daemons of each group may take to start, e.g. 10m
+    /// How long the groups' daemons may take to start, e.g. 10m
     #[arg(long, value_name = "DURATION", default_value = "10m")]
     timeout: GoDuration,
 }
@@ -104,6 +105,16 @@ pub fn parse() -> Option<Args> {
 /// # Errors
 /// The command's own.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    let mut termination = Termination::listen()?;
+    // Neither branch is run again after the other has won: dropping the command ends its sessions and programs and
+    // removes its password file; what it has written is finished by the next run.
+    tokio::select! {
+        result = run_command(args) => result,
+        () = termination.wait() => Err(anyhow::anyhow!("interrupted; run the same command again to finish it")),
+    }
+}
+
+async fn run_command(args: Args) -> anyhow::Result<()> {
     let Args { common, command } = args;
     let progress = Stderr::default();
     match command {
@@ -116,7 +127,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Some(Command::Fixrepgroups { timeout }) => {
             let ctx = open(&common, "ladle fixrepgroups").await?;
-            let options = addnodes::Options { force: false, timeout: timeout.to_std() };
+            let options = addnodes::Options { timeout: timeout.to_std(), ..Default::default() };
             Ok(fixrepgroups::run(&ctx, &options, &progress).await?)
         }
     }
@@ -130,6 +141,7 @@ async fn open(common: &CommonArgs, command: &str) -> anyhow::Result<Context> {
 async fn run_init(common: &CommonArgs, args: &InitArgs, progress: &Stderr) -> anyhow::Result<()> {
     let spec = read_spec(&common.store, args)?;
     if args.dry_run {
+        spec.warnings.iter().for_each(|warning| progress.warn(warning));
         return print(&pretty(&init::shown(&spec.spec))?);
     }
     let ctx = open(common, "ladle init").await?;
@@ -184,7 +196,7 @@ async fn run_addnodes(common: &CommonArgs, args: &AddArgs, progress: &Stderr) ->
             None => print("the layouts are written, only groups have to be added\n"),
         };
     }
-    let options = addnodes::Options { force: args.force, timeout: args.timeout.to_std() };
+    let options = addnodes::Options { force: args.force, timeout: args.timeout.to_std(), ..Default::default() };
     Ok(addnodes::run(&ctx, &nodes, &options, progress).await?)
 }
 

@@ -51,6 +51,15 @@ impl Loaded {
         }
     }
 
+    /// For commands that change layouts or groups: an unfinished operation has written ahead, and another generation
+    /// would make half of it visible.
+    ///
+    /// # Errors
+    /// An operation is unfinished.
+    pub fn refuse_unfinished(&self) -> Result<(), Error> {
+        self.operation.as_ref().map_or(Ok(()), |operation| Err(operation.doc.unfinished()))
+    }
+
     /// The registration of a group.
     pub fn repgroup(&self, name: &RepGroupName) -> Option<(RepGroupId, &Versioned<RepGroupDoc>)> {
         self.repgroups.iter().find(|(_, group)| group.doc.stolon_name == *name).map(|(id, group)| (*id, group))

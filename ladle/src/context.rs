@@ -13,6 +13,9 @@ use tracing::debug;
 /// How long a command waits for another one. Longer waits are better seen than slept through.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A bowl applies a change within a few seconds; a node that is just starting up takes longer.
+const BOWL_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A cluster in a store.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -24,6 +27,8 @@ pub struct Context {
     pub keys: ClusterKeys,
     /// The command, as other commands see it while this one holds the lock; no arguments that could be secret.
     pub command: String,
+    /// How long all bowls together may take to report that they have applied what is in force.
+    pub bowl_patience: Duration,
 }
 
 impl Context {
@@ -38,7 +43,13 @@ impl Context {
             )));
         }
         let cluster = ClusterName::from(cluster);
-        Ok(Context { keys: ClusterKeys::new(&cluster), store, cluster, command: command.to_owned() })
+        Ok(Context {
+            keys: ClusterKeys::new(&cluster),
+            store,
+            cluster,
+            command: command.to_owned(),
+            bowl_patience: BOWL_PATIENCE,
+        })
     }
 
     /// Takes the metadata lock.

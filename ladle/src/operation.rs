@@ -1,5 +1,7 @@
 //! The record of an operation that is under way, so that a killed command can be finished by running it again.
 
+use crate::error::Error;
+use crate::show::names;
 use model::keys::ClusterKeys;
 use model::layout::{Document, FORMAT_VERSION};
 use model::{Generation, NodeName};
@@ -39,6 +41,14 @@ impl Operation {
             nodes: nodes.to_vec(),
             generation,
         }
+    }
+
+    /// Why another command can't work now.
+    pub fn unfinished(&self) -> Error {
+        Error::Refused(format!(
+            "adding nodes {} is unfinished; run `ladle fixrepgroups`, or `addnodes` with exactly these nodes, first",
+            names(&self.nodes)
+        ))
     }
 
     /// The same nodes, in whatever order.

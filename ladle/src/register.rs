@@ -6,7 +6,6 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::operation::{Operation, operation_key};
 use crate::plan::{Current, Plan, PlanError, group_name, plan_addnodes};
-use crate::show::names;
 use chrono::{DateTime, Utc};
 use model::layout::Document;
 use model::stolon::ClusterData;
@@ -46,15 +45,11 @@ pub fn plan_step(loaded: &Loaded, nodes: &[NodeName]) -> Result<Step, Error> {
 }
 
 fn refuse_other(operation: &Operation, current: &Current, nodes: &[NodeName]) -> Error {
-    if let Some(node) =
-        nodes.iter().find(|node| current.layouts.contains_key(*node) && !operation.nodes.contains(*node))
-    {
-        return PlanError::Registered(node.clone()).into();
+    let registered = |node: &&NodeName| current.layouts.contains_key(*node) && !operation.nodes.contains(*node);
+    match nodes.iter().find(registered) {
+        Some(node) => PlanError::Registered(node.clone()).into(),
+        None => operation.unfinished(),
     }
-    Error::Refused(format!(
-        "adding nodes {} is unfinished; run `ladle fixrepgroups`, or `addnodes` with exactly these nodes, first",
-        names(&operation.nodes)
-    ))
 }
 
 /// Plans, and has the plan's outcome judged before anybody acts on it.

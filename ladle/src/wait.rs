@@ -16,8 +16,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::debug;
 
-/// How long bowls may take to report.
-pub const BOWL_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before a server that refused us is tried again: nothing in the store tells when it will not.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -34,13 +32,13 @@ pub async fn bowls(ctx: &Context, loaded: &Loaded, new: &[NodeName], progress: &
     }
     let follower = Follower::start(ctx.store.clone(), vec![Target::Prefix(ctx.keys.statuses())]);
     let mut view = follower.subscribe();
-    let deadline = Instant::now() + BOWL_PATIENCE;
+    let deadline = Instant::now() + ctx.bowl_patience;
     for (node, generation) in wanted {
         let key = ctx.keys.status(node);
         let look = |view: &View| judge_bowl(view.value(&key), generation, loaded.spec.revision);
         let what = format!("Waiting for shardmand on node {node} to apply current configuration");
         let waited = async {
-            let failed = |state| Error::Bowl { node: node.clone(), state, after: BOWL_PATIENCE };
+            let failed = |state| Error::Bowl { node: node.clone(), state, after: ctx.bowl_patience };
             until(&mut view, deadline, look).await.map_err(failed)
         };
         item(progress, &what, "success", waited).await?;
@@ -85,15 +83,29 @@ pub struct Readiness {
     pub preferred: bool,
 }
 
+/// A limit that several waits share.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    patience: Duration,
+    deadline: Instant,
+}
+
+impl Limit {
+    /// So long from now.
+    pub fn start(patience: Duration) -> Self {
+        Limit { patience, deadline: Instant::now() + patience }
+    }
+}
+
 /// Waits until a group has its master where it is expected, and the master answers.
 ///
 /// # Errors
-/// It does not come to that before `deadline`.
+/// It does not come to that in time.
 pub async fn daemons(
     ctx: &Context,
     loaded: &Loaded,
     name: &RepGroupName,
-    patience: Duration,
+    limit: Limit,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     let cluster_spec = &loaded.spec.doc.cluster_spec;
@@ -102,7 +114,6 @@ pub async fn daemons(
     let group = Group::open(ctx, &Place::own(name.clone())).await?;
     let follower = Follower::start(group.store.clone(), vec![Target::Key(group.keys.clusterdata())]);
     let mut view = follower.subscribe();
-    let deadline = Instant::now() + patience;
     let mut said = String::new();
     loop {
         let judged = judge_group(view.borrow_and_update().value(&group.keys.clusterdata()), wanted);
@@ -131,8 +142,8 @@ pub async fn daemons(
                 () = sleep(RETRY), if retry => {}
             }
         };
-        if timeout_at(deadline, change).await.is_err() {
-            return Err(Error::NotReady { group: name.clone(), state: said, after: patience });
+        if timeout_at(limit.deadline, change).await.is_err() {
+            return Err(Error::NotReady { group: name.clone(), state: said, after: limit.patience });
         }
     }
 }

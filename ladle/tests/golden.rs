@@ -1,5 +1,6 @@
 //! Runs every script of `tests/golden/`: lines beginning with `>` are commands, what follows is their output.
 //! `UPDATE_GOLDEN=1` writes the output that is seen instead of comparing.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 use ladle::check::check;
 use ladle::plan::{Current, plan_addnodes};

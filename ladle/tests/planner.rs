@@ -1,4 +1,5 @@
 //! What holds for every placement, and that the judge sees when it does not.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 use ladle::check::check;
 use ladle::plan::{Current, Plan, PlanError, plan_addnodes};

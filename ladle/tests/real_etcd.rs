@@ -1,4 +1,5 @@
 //! The commands against a real etcd.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 mod support;
 

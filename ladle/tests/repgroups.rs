@@ -1,5 +1,6 @@
 //! addnodes from end to end over real PostgreSQL servers: a pretended sentinel names them masters of their groups.
 //! Needs the extension shardman to be installed; reported as skipped where it is not.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 mod support;
 
@@ -19,7 +20,7 @@ use support::*;
 use testkit::postgres::Postgres;
 
 fn options() -> Options {
-    Options { force: false, timeout: Duration::from_secs(20) }
+    Options { timeout: Duration::from_secs(20), ..Options::default() }
 }
 
 struct World {
@@ -107,7 +108,12 @@ async fn pretend_sentinel(store: SharedStore, ports: BTreeMap<String, u16>) {
             let data = ClusterData::parse(&entry.value).unwrap();
             if data.dbs.is_empty() {
                 let keys = Keys::new("stolon/cluster", &group.into());
-                access::update(&store, &keys, |data| Ok::<(), AccessError>(name_master(data, port))).await.unwrap();
+                access::update(&store, &keys, |data| {
+                    name_master(data, port);
+                    Ok::<(), AccessError>(())
+                })
+                .await
+                .unwrap();
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -158,6 +164,9 @@ async fn groups_join_one_after_the_other_and_the_schema_follows() {
     world.servers["n1"].connect().await.unwrap().batch_execute(setup).await.unwrap();
     world.query("n1", "INSERT INTO app.t SELECT i, 'x' FROM generate_series(1, 100) i RETURNING v").await;
 
+    // What a command has prepared that lost the lock meanwhile: no document names it.
+    let orphan = "BEGIN; LOCK TABLE shardman.repgroups; PREPARE TRANSACTION 'shardman:addrepgroup:orphan'";
+    world.servers["n2"].connect().await.unwrap().batch_execute(orphan).await.unwrap();
     world.add(3, 3).await;
     world.everywhere(&nodes(1, 3), "SELECT count(*)::text FROM app.t", "100").await;
     let same = "SELECT id::text FROM shardman.repgroups ORDER BY id";
@@ -217,6 +226,26 @@ async fn death_at_every_write_is_survived() {
     assert!(loaded.operation.is_none());
     assert_eq!(loaded.repgroups.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert_eq!(loaded.revision.doc.rep_group_seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_start_is_named_and_can_be_finished() {
+    let Some(mut world) = world(1).await else { return };
+    world.sentinel.abort();
+    let short = Options { timeout: Duration::from_millis(300), force: false };
+    let run = |nodes: Vec<NodeName>| {
+        let ctx = Context { bowl_patience: Duration::from_millis(300), ..world.ctx.clone() };
+        async move { addnodes::run(&ctx, &nodes, &short, &Told::default()).await.unwrap_err().to_string() }
+    };
+    let error = run(nodes(2, 2)).await;
+    assert!(error.contains("shardmand on node n2 does not run"), "{error}");
+    assert!(load_existing(&world.ctx).await.unwrap().operation.is_none());
+    let error = run(nodes(1, 1)).await;
+    assert!(error.contains("clover-1-n1: no master is available") && error.contains("fixrepgroups"), "{error}");
+    let ports = world.servers.iter().map(|(node, server)| (node.clone(), server.port())).collect();
+    world.sentinel = tokio::spawn(pretend_sentinel(world.ctx.store.clone(), ports));
+    world.add(1, 1).await;
+    assert_eq!(world.query("n1", GROUPS).await, "1*");
 }
 
 #[tokio::test(flavor = "multi_thread")]

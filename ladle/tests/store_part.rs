@@ -1,4 +1,5 @@
 //! init's and addnodes' work on the store, killed at every single write.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! One transaction over all groups: the new one learns of the others, the others of the new one.
 
 use super::Reserved;
-use super::recover::{Member, commit, gid, roll_back};
+use super::recover::{Member, commit, gid, roll_back, sweep};
 use super::schema;
 use crate::cluster::load_existing;
 use crate::context::Context;
@@ -30,11 +30,19 @@ pub(super) async fn attach(
     login: &Login,
 ) -> Result<(), Error> {
     let loaded = load_existing(ctx).await?;
+    if loaded.repgroups.values().any(|g| g.doc.state == RepGroupState::Committing) {
+        return Err(super::unrecovered(&new.name));
+    }
     let use_proxy = loaded.spec.doc.cluster_spec.use_proxy;
     let mut members = Vec::new();
     for (id, registered) in loaded.repgroups.iter().filter(|(_, g)| g.doc.state == RepGroupState::Active) {
         let group = Group::open(ctx, &Place::of(&registered.doc)).await?;
         members.push(member(*id, group, use_proxy, login).await?);
+    }
+    let newcomer = new.connect(login).await?;
+    let sessions = members.iter().map(|member| (&member.group, &member.session));
+    for (group, session) in sessions.chain([(new, &newcomer)]) {
+        sweep(group, session).await?;
     }
     take_extension_lock(&members).await?;
     // Only now: while the lock is held nobody changes the schema that is copied.

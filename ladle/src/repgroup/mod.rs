@@ -15,8 +15,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::group::{Group, Place, login};
 use crate::report::{Progress, item};
-use model::RepGroupId;
 use model::layout::{Document, FORMAT_VERSION, RepGroupDoc, RepGroupState};
+use model::{RepGroupId, RepGroupName};
 use pg::Login;
 use std::time::Duration;
 use store::{Compare, Follower, Lock, Op, Target};
@@ -38,7 +38,7 @@ pub async fn add(ctx: &Context, lock: &Lock, place: &Place, progress: &dyn Progr
     if let Some((id, found)) = loaded.repgroup(&place.name) {
         match found.doc.state {
             RepGroupState::Active => return Ok(id),
-            RepGroupState::Committing => return Err(unrecovered(place)),
+            RepGroupState::Committing => return Err(unrecovered(&place.name)),
             RepGroupState::Adding => recover::roll_back_on(ctx, place, &found.doc.operation, &login).await?,
         }
     }
@@ -54,8 +54,10 @@ pub async fn add(ctx: &Context, lock: &Lock, place: &Place, progress: &dyn Progr
     Ok(id)
 }
 
-fn unrecovered(place: &Place) -> Error {
-    Error::Refused(format!("adding group {} is not finished yet; run `ladle fixrepgroups`", place.name))
+fn unrecovered(name: &RepGroupName) -> Error {
+    Error::Refused(format!(
+        "group {name} can't be added before an earlier adding is finished; run `ladle fixrepgroups`"
+    ))
 }
 
 async fn system_id(group: &Group, login: &Login) -> Result<i64, Error> {

@@ -11,9 +11,12 @@ use model::layout::{RepGroupDoc, RepGroupState};
 use pg::{Login, Session};
 use store::Lock;
 
+/// Beginning of the names of all prepared transactions of this module.
+const PREFIX: &str = "shardman:addrepgroup:";
+
 /// The name of an operation's prepared transactions.
 pub(super) fn gid(operation: &str) -> String {
-    format!("shardman:addrepgroup:{operation}")
+    format!("{PREFIX}{operation}")
 }
 
 /// How leftovers of an operation end.
@@ -88,6 +91,25 @@ pub(super) async fn end(group: &Group, session: &Session, operation: &str, verdi
     };
     let sql = format!("{verb} PREPARED {}", pg::quote::literal(&gid));
     session.batch_execute(&sql).await.map_err(group.sql(what))
+}
+
+/// Rolls back what a command has prepared that had lost the metadata lock without knowing it: no document names such
+/// a transaction any more. Only for when no group's state is `committing`.
+pub(super) async fn sweep(group: &Group, session: &Session) -> Result<(), Error> {
+    let found = session
+        .query(
+            "SELECT gid FROM pg_prepared_xacts WHERE gid LIKE $1 AND database = current_database()",
+            &[&format!("{PREFIX}%")],
+        )
+        .await
+        .map_err(group.sql("look for prepared transactions"))?;
+    for row in found {
+        let gid: String = row.get(0);
+        tracing::warn!(group = %group.name, gid, "roll back what a command without the metadata lock has left");
+        let sql = format!("ROLLBACK PREPARED {}", pg::quote::literal(&gid));
+        session.batch_execute(&sql).await.map_err(group.sql("roll back the prepared transaction"))?;
+    }
+    Ok(())
 }
 
 /// A server that takes part in an operation, in the order in which locks are taken.

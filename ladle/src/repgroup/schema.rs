@@ -151,7 +151,7 @@ impl Tools {
             .args(["--no-password", "--host", &on.host, "--port", &on.port.to_string(), "--username", &self.user])
             .env("PGPASSFILE", &self.passfile.path)
             .env("PGAPPNAME", "ladle")
-            .env("PGOPTIONS", "-c shardman.broadcast_utility=off -c log_statement=none -c statement_timeout=0")
+            .env("PGOPTIONS", "-c shardman.broadcast_utility=off -c log_statement=none -c log_min_error_statement=panic -c statement_timeout=0")
             .env_remove("PGSERVICE")
             .env_remove("PGPASSWORD")
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
