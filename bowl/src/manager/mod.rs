@@ -1,8 +1,10 @@
 //! Who runs the daemons: systemd, or bowl itself.
 
+mod board;
 mod proc;
 pub mod process;
 mod record;
+mod running;
 mod supervisor;
 
 use crate::diff::FoundUnit;

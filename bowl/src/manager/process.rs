@@ -3,8 +3,9 @@
 //! In the data directory: `run/<unit>.json` is each daemon's record, `log/<unit>.log` its output (moved to `.1` at
 //! 10 MiB), `bowl.lock` is held while bowl runs.
 
+use super::board::Shared;
 use super::record::Record;
-use super::supervisor::{Handle, Shared, Verb, supervise};
+use super::supervisor::{Handle, Verb, supervise};
 use super::{ManagerError, Service, ServiceManager};
 use crate::diff::FoundUnit;
 use crate::envfile::Environment;

@@ -1,30 +1,26 @@
 //! One task per daemon: starts it, waits for its end, starts it again.
 
+use super::board::Shared;
 use super::proc::{self, ProcessId};
 use super::record::Record;
+use super::running::Running;
 use super::{ManagerError, Service};
 use crate::diff::{FoundUnit, RunState};
-use crate::envfile::{EnvFile, Environment};
+use crate::envfile::EnvFile;
 use crate::files;
-use crate::units::{Kind, UnitName};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
-use std::collections::BTreeMap;
+use crate::units::Kind;
+use nix::sys::signal::Signal;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 /// A daemon that ran so long ended by a new cause: its next restart is the first one again. Longer than the longest
 /// pause, so that one that lives for moments never looks stable.
@@ -39,46 +35,6 @@ pub(super) fn pause(failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => Duration::ZERO,
         Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(8)).min(MAX_PAUSE),
-    }
-}
-
-/// What all supervisors share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) data_dir: PathBuf,
-    /// The daemons' environment beside their own files.
-    pub(super) base: Environment,
-    board: Mutex<BTreeMap<UnitName, FoundUnit>>,
-    changes: watch::Sender<u64>,
-}
-
-impl Shared {
-    pub(super) fn new(data_dir: PathBuf, base: Environment) -> Self {
-        Shared { data_dir, base, board: Mutex::default(), changes: watch::channel(0).0 }
-    }
-    fn board(&self) -> MutexGuard<'_, BTreeMap<UnitName, FoundUnit>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    pub(super) fn units(&self) -> Vec<FoundUnit> {
-        self.board().values().cloned().collect()
-    }
-    pub(super) fn forget(&self, unit: &UnitName) {
-        self.board().remove(unit);
-        self.changes.send_modify(|count| *count += 1);
-    }
-    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-    pub(super) fn log_path(&self, unit: &UnitName) -> PathBuf {
-        self.data_dir.join("log").join(format!("{unit}.log"))
-    }
-    fn publish(&self, found: FoundUnit) {
-        let mut board = self.board();
-        if board.get(&found.unit) != Some(&found) {
-            board.insert(found.unit.clone(), found);
-            drop(board);
-            self.changes.send_modify(|count| *count += 1);
-        }
     }
 }
 
@@ -137,45 +93,6 @@ pub(super) fn supervise(shared: Arc<Shared>, record: Record, recorded: bool) -> 
     supervisor.publish();
     tokio::spawn(supervisor.run(receiver, recorded));
     Handle { kind, orders }
-}
-
-/// A daemon's process.
-#[derive(Debug)]
-enum Running {
-    /// Our own child.
-    Child(Child),
-    /// Of an earlier bowl: the kernel's handle becomes readable when it ends.
-    Adopted(AsyncFd<OwnedFd>),
-}
-
-impl Running {
-    /// Waits for the end; says how it ended, if anyone can tell. Cancel-safe.
-    async fn ended(&mut self) -> Option<ExitStatus> {
-        match self {
-            Running::Child(child) => child.wait().await.ok(),
-            Running::Adopted(fd) => {
-                let _ = fd.readable().await;
-                None
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let sent = match self {
-            // A child's number stays its own until we have waited for it.
-            Running::Child(child) => child.id().map_or(Ok(()), |pid| kill(Pid::from_raw(pid.cast_signed()), signal)),
-            Running::Adopted(fd) => {
-                let signal = match signal {
-                    Signal::SIGKILL => rustix::process::Signal::KILL,
-                    _ => rustix::process::Signal::TERM,
-                };
-                pidfd_send_signal(fd.get_ref(), signal).map_err(|errno| nix::Error::from_raw(errno.raw_os_error()))
-            }
-        };
-        if let Err(error) = sent {
-            debug!(%error, "signal a daemon that has just ended");
-        }
-    }
 }
 
 struct Supervisor {
@@ -247,12 +164,11 @@ impl Supervisor {
     }
 
     fn adopt(&mut self, process: &ProcessId) -> bool {
-        let Some(pid) = rustix::process::Pid::from_raw(process.pid) else { return false };
         // The handle first, then the look: so it can't belong to a later process of the same number.
-        let fd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(io::Error::from).and_then(watch_fd);
-        match fd {
-            Ok(fd) if process.lives() => {
-                self.running = Some(Running::Adopted(fd));
+        let running = Running::adopt(process.pid);
+        match running {
+            Ok(running) if process.lives() => {
+                self.running = Some(running);
                 self.started = Instant::now();
                 self.problem.clear();
                 self.next = None;
@@ -463,11 +379,6 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-#[expect(deprecated, reason = "the successor is unsafe because a type may lie about its descriptor; OwnedFd does not")]
-fn watch_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
 fn open_log(path: &Path) -> io::Result<fs::File> {
