@@ -51,7 +51,9 @@ impl Running {
 
     /// Takes a process over. The caller looks whether it still is the right one after this, not before.
     pub(super) fn adopt(pid: i32) -> io::Result<Running> {
-        let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        // A record may hold anything; zero and negative numbers mean groups of processes.
+        let pid = Some(pid).filter(|pid| *pid > 0).and_then(rustix::process::Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
         let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
         Ok(Running::Adopted(watch(fd)?))
     }
