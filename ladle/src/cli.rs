@@ -196,7 +196,7 @@ async fn run_addnodes(common: &CommonArgs, args: &AddArgs, progress: &Stderr) ->
             None => print("the layouts are written, only groups have to be added\n"),
         };
     }
-    let options = addnodes::Options { force: args.force, timeout: args.timeout.to_std(), ..Default::default() };
+    let options = addnodes::Options { force: args.force, timeout: args.timeout.to_std() };
     Ok(addnodes::run(&ctx, &nodes, &options, progress).await?)
 }
 

@@ -8,6 +8,7 @@ use ladle::addnodes::{self, Options};
 use ladle::cluster::load_existing;
 use ladle::{Context, fixrepgroups};
 use model::NodeName;
+use model::clusterspec::AuthMethod;
 use model::layout::{Document, FORMAT_VERSION, NodeStatus, RepGroupState};
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, ClusterPhase, Db, Keeper, Role};
@@ -23,8 +24,12 @@ fn options() -> Options {
     Options { timeout: Duration::from_secs(20), ..Options::default() }
 }
 
+/// Everything that needs escaping somewhere: shell words, JSON, SQL, libpq's password file.
+const PASSWORD: &str = r"s3 'cr:et\\";
+
 struct World {
     ctx: Context,
+    password: &'static str,
     servers: BTreeMap<String, Postgres>,
     sentinel: tokio::task::JoinHandle<()>,
 }
@@ -35,14 +40,33 @@ impl Drop for World {
     }
 }
 
+/// From now on the server wants the password, and logs statements that change the schema.
+async fn protect(server: &Postgres) {
+    let client = server.connect().await.unwrap();
+    let secret = pg::quote::literal(PASSWORD);
+    client.batch_execute(&format!("SET log_statement = none; ALTER ROLE postgres PASSWORD {secret}")).await.unwrap();
+    client.batch_execute("ALTER SYSTEM SET log_statement = ddl").await.unwrap();
+    std::fs::write(server.data_dir().join("pg_hba.conf"), "host all all all scram-sha-256\n").unwrap();
+    client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+}
+
 /// Node `n<i>` gets a server that is configured as group i.
 async fn world(count: usize) -> Option<World> {
+    world_with(count, false).await
+}
+
+async fn world_with(count: usize, protected: bool) -> Option<World> {
     let mut servers = BTreeMap::new();
     for i in 1..=count {
         let rgid = format!("shardman.rgid = {i}");
         let config = ["shared_preload_libraries = 'shardman'", "max_prepared_transactions = 10", &rgid];
         match Postgres::start(&config) {
-            Ok(server) => drop(servers.insert(format!("n{i}"), server)),
+            Ok(server) => {
+                if protected {
+                    protect(&server).await;
+                }
+                servers.insert(format!("n{i}"), server);
+            }
             Err(error) => {
                 eprintln!("skipped: no PostgreSQL with the extension shardman: {error:#}");
                 return None;
@@ -52,10 +76,16 @@ async fn world(count: usize) -> Option<World> {
     let ctx = context(Arc::new(MemoryStore::new()));
     let bin = testkit::postgres::bin_dir().unwrap();
     let ladle = format!(r#", "Repfactor": 0, "PgBinPath": "{}""#, bin.display());
-    make_cluster(&ctx, &spec(&ladle, r#""PgSuUsername": "postgres""#)).await;
+    let mut spec = spec(&ladle, r#""PgSuUsername": "postgres""#);
+    if protected {
+        spec.spec.cluster_spec.pg_su_auth_method = AuthMethod::ScramSha256;
+        spec.spec.cluster_spec.pg_su_password = PASSWORD.into();
+    }
+    make_cluster(&ctx, &spec).await;
     let ports = servers.iter().map(|(node, server)| (node.clone(), server.port())).collect();
     let sentinel = tokio::spawn(pretend_sentinel(ctx.store.clone(), ports));
-    let world = World { ctx, servers, sentinel };
+    let password = if protected { r"password='s3 \'cr:et\\\\'" } else { "" };
+    let world = World { ctx, password, servers, sentinel };
     world.bowls(count).await;
     Some(world)
 }
@@ -87,7 +117,7 @@ impl World {
     }
 
     async fn query(&self, node: &str, sql: &str) -> String {
-        let client = self.servers[node].connect().await.unwrap();
+        let client = self.servers[node].connect_with(self.password).await.unwrap();
         let rows = client.query(sql, &[]).await.unwrap_or_else(|e| panic!("{node}: {sql}: {:?}", e));
         rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join(",")
     }
@@ -226,6 +256,23 @@ async fn death_at_every_write_is_survived() {
     assert!(loaded.operation.is_none());
     assert_eq!(loaded.repgroups.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert_eq!(loaded.revision.doc.rep_group_seq, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn passwords_are_used_everywhere_and_shown_nowhere() {
+    let Some(world) = world_with(3, true).await else { return };
+    world.add(1, 2).await;
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text) WITH (distributed_by = 'id', num_parts = 4)";
+    let client = world.servers["n1"].connect_with(world.password).await.unwrap();
+    client.batch_execute(setup).await.unwrap();
+    world.add(3, 3).await;
+    world.query("n3", "INSERT INTO t SELECT i, 'x' FROM generate_series(1, 20) i RETURNING v").await;
+    world.everywhere(&nodes(1, 3), "SELECT count(*)::text FROM t", "20").await;
+    for server in world.servers.values() {
+        let log = std::fs::read_to_string(server.data_dir().parent().unwrap().join("log")).unwrap();
+        assert!(log.contains("statement: ") || server.port() != world.servers["n1"].port());
+        assert!(!log.contains("cr:et"), "{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
