@@ -9,6 +9,8 @@ pub mod daemon;
 pub mod election;
 pub mod observe;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 pub use args::SentinelArgs;
 pub use daemon::run;

@@ -23,10 +23,13 @@ const HYSTERESIS: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Clients are cut off for no longer than this while the candidate catches up.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(5);
+/// A keeper looks at its instance once a second at least, so a report that is asked for so long after the proxies
+/// closed rests on a look that was made after it. A member of the synchronous set has every commit anyway.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1500);
 /// Go's keepers react after up to a sleep interval for each of: seeing, probing, publishing.
 const GO_ROUND: u32 = 3;
 /// Pause before the candidate is asked for its position again.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Every attempt cuts clients off, so after a failed one there is a pause, which doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// Doublings of the pause: 16 minutes at most.
@@ -199,13 +202,19 @@ impl Planner<'_> {
 
     fn position(&mut self, switch: &Switch, generation: i64, since: Duration) -> Next {
         let Some(db) = self.db(&switch.from) else { return Next::GiveUp("the master is gone") };
+        let (wanted, synchronous) = (db.generation, db.spec.synchronous_replication);
         let state = state_of(&self.data, self.observed, db).filter(|state| state.healthy);
-        if let Some(state) = state.filter(|state| state.generation >= generation) {
-            return Next::Stage(Stage::CatchUp { target: state.xlog_pos, since, asked: None });
+        let position = state.filter(|state| state.generation >= generation).map(|state| state.xlog_pos);
+        let settled = synchronous || self.passed(since, LOOK_INTERVAL);
+        if let Some(target) = position.filter(|_| settled) {
+            return Next::Stage(Stage::CatchUp { target, since, asked: None });
         }
-        // Also when a write got lost after this stage was entered.
-        if db.generation < generation {
+        // Asked for again when a write got lost, and when someone else counted the generation up too early.
+        let mut generation = generation;
+        if settled && wanted < generation {
             self.barriers.insert(switch.from.clone());
+        } else if !settled {
+            generation = generation.max(wanted + 1);
         }
         if self.passed(since, self.patience(switch)) {
             return Next::GiveUp("the master did not report its last position in time");
