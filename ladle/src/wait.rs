@@ -53,12 +53,17 @@ async fn until<T>(
     look: impl Fn(&View) -> Result<T, String>,
 ) -> Result<T, String> {
     loop {
-        let seen = look(&receiver.borrow_and_update());
+        let seen = look_at(&receiver.borrow_and_update(), &look);
         let Err(state) = seen else { return seen };
         if timeout_at(deadline, receiver.changed()).await.is_err() {
             return Err(state);
         }
     }
+}
+
+/// A store that was not read yet must not look like one without the key.
+fn look_at<T>(view: &View, look: impl Fn(&View) -> Result<T, String>) -> Result<T, String> {
+    if view.loaded { look(view) } else { Err("could not be asked: the store did not answer".to_owned()) }
 }
 
 fn judge_bowl(status: Option<&[u8]>, generation: Option<Generation>, spec_revision: i64) -> Result<(), String> {
@@ -116,7 +121,8 @@ pub async fn daemons(
     let mut view = follower.subscribe();
     let mut said = String::new();
     loop {
-        let judged = judge_group(view.borrow_and_update().value(&group.keys.clusterdata()), wanted);
+        let look = |view: &View| judge_group(view.value(&group.keys.clusterdata()), wanted);
+        let judged = look_at(&view.borrow_and_update(), look);
         let (state, retry) = match judged {
             Ok(ready) => match group.connect_to(&ready.master, &login(cluster_spec)).await {
                 Ok(_) => {
