@@ -206,10 +206,15 @@ impl Lab {
         .await;
         self.wait("init of the first master", "a", |info| applied(info, "d1", 1)).await;
         self.copy_status("a").await;
+        let reported = self.info("a").await.unwrap().postgres_state.unwrap().pg_parameters;
         self.update(|data| {
             data.cluster.status.phase = Some(ClusterPhase::Normal);
             data.cluster.status.master = "d1".into();
-            let spec = &mut data.dbs.get_mut("d1").unwrap().spec;
+            data.cluster.spec.as_mut().unwrap().pg_parameters.clone_from(&reported);
+            let db = data.dbs.get_mut("d1").unwrap();
+            db.generation += 1;
+            let spec = &mut db.spec;
+            spec.pg_parameters.clone_from(&reported);
             spec.init_mode = Some(DbInitMode::None);
             spec.include_previous_config = false;
         })
@@ -340,7 +345,7 @@ fn is_alive(pid: i32) -> bool {
 async fn a_cluster_is_made_fails_over_and_the_old_master_rewinds() {
     for auth in [Auth::Trust, Auth::Scram] {
         let lab =
-            Lab::new(auth, serde_json::json!({"initMode": "new", "usePgrewind": true, "sleepInterval": "2s"})).await;
+            Lab::new(auth, serde_json::json!({"initMode": "new", "usePgrewind": true, "sleepInterval": "2s", "automaticPgRestart": true})).await;
         let a = lab.master().await;
         let state = lab.info("a").await.unwrap().postgres_state.unwrap();
         assert_eq!((state.timeline_id, state.port.as_str()), (1, a.port.to_string().as_str()));
@@ -355,6 +360,7 @@ async fn a_cluster_is_made_fails_over_and_the_old_master_rewinds() {
         assert_eq!(b.one("SELECT n FROM t").await, "1");
         assert_eq!(a.one("SELECT slot_name FROM pg_replication_slots WHERE active").await, "stolon_d2");
 
+        let promoted = b.postmaster();
         // The standby becomes master; the old one is still up and writes what nobody else gets.
         lab.change_db("d2", |spec| {
             spec.role = Some(Role::Master);
@@ -368,6 +374,7 @@ async fn a_cluster_is_made_fails_over_and_the_old_master_rewinds() {
         })
         .await;
         b.one("INSERT INTO t VALUES (2)").await;
+        assert_eq!(b.postmaster(), promoted);
         a.one("INSERT INTO t VALUES (99)").await;
         lab.copy_status("b").await;
         let old = a.postmaster().unwrap();
@@ -438,7 +445,7 @@ async fn postgres_survives_store_and_keeper_and_ends_with_a_clean_stop() {
         spec.pg_parameters.insert("work_mem".into(), "7MB".into());
     })
     .await;
-    lab.wait("a parameter applied by the successor", "a", |info| applied(info, "d1", 2)).await;
+    lab.wait("a parameter applied by the successor", "a", |info| applied(info, "d1", 3)).await;
     assert_eq!(a.one("SHOW work_mem").await, "7MB");
     assert_eq!(a.postmaster(), Some(postmaster));
 
@@ -453,7 +460,7 @@ async fn postgres_survives_store_and_keeper_and_ends_with_a_clean_stop() {
         info.postgres_state.as_ref().is_some_and(|state| !state.healthy)
     })
     .await;
-    lab.wait("adopted postgres running again", "a", |info| applied(info, "d1", 2)).await;
+    lab.wait("adopted postgres running again", "a", |info| applied(info, "d1", 3)).await;
 
     let postmaster = a.postmaster().unwrap();
     a.signal(Signal::SIGTERM);
@@ -474,7 +481,7 @@ async fn synchronous_standbys_hold_back_users_after_a_restart() {
         spec.external_synchronous_standbys = Some(vec![]);
     })
     .await;
-    lab.wait("standby in sync", "a", |info| applied(info, "d1", 3) && in_sync(info, &["d2"])).await;
+    lab.wait("standby in sync", "a", |info| applied(info, "d1", 4) && in_sync(info, &["d2"])).await;
     assert_eq!(a.one("SHOW synchronous_standby_names").await, "stolon_d2");
 
     // Without its standby the master must not let users in after a restart.
@@ -486,7 +493,7 @@ async fn synchronous_standbys_hold_back_users_after_a_restart() {
         spec.pg_parameters.insert("max_connections".into(), "77".into());
     })
     .await;
-    lab.wait("restart for a parameter", "a", |info| applied(info, "d1", 4)).await;
+    lab.wait("restart for a parameter", "a", |info| applied(info, "d1", 5)).await;
     assert_eq!(a.one("SHOW max_connections").await, "77");
     let restricted = a.file("postgres/pg_hba.conf");
     assert!(open.contains("host all all") && !restricted.contains("host all all"), "{restricted}");

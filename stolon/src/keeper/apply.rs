@@ -10,6 +10,7 @@ use super::postgres::process::{self, StartOptions};
 use super::postgres::sql::{self, Session, Target};
 use model::stolon::NewConfig;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -140,9 +141,11 @@ impl Machine {
         if *data_checksums {
             command.arg("--data-checksums");
         }
+        command.arg("--no-sync");
         let result = binaries::run("initdb", command).await;
         process::remove_file(&file)?;
         result?;
+        sync_data(self.dir.pgdata()).await?;
         info!(milliseconds = millis(started), "made a new instance");
         Ok(())
     }
@@ -378,8 +381,9 @@ impl Machine {
         let passfile = self.setup.passfile.as_deref();
         let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, passfile, "postgres");
         let mut command = self.binaries.command("pg_rewind");
-        command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}"));
+        command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
         binaries::run("pg_rewind", command).await?;
+        sync_data(pgdata).await?;
         info!(milliseconds = millis(started), "rewound to the primary's history");
         Ok(())
     }
@@ -391,9 +395,12 @@ impl Machine {
         let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, passfile, "");
         let mut command = self.binaries.command("pg_basebackup");
         command.arg("-D").arg(self.dir.pgdata()).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
-        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-verify-checksums"]);
+        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]);
         match binaries::run("pg_basebackup", command).await {
-            Ok(()) => info!(milliseconds = millis(started), "made a base backup"),
+            Ok(()) => {
+                sync_data(self.dir.pgdata()).await?;
+                info!(milliseconds = millis(started), "made a base backup");
+            }
             Err(KeeperError::Tool { tail, .. })
                 if tail.contains("replication slot") && tail.contains("does not exist") =>
             {
@@ -444,6 +451,21 @@ impl Machine {
             tokio::time::sleep(POLL * 2).await;
         }
     }
+}
+
+/// Makes everything that a program wrote with `--no-sync` durable. One call per file system takes a tenth of the time
+/// that the programs' own thousand calls, one per file, take.
+async fn sync_data(pgdata: PathBuf) -> Result<()> {
+    let work = tokio::task::spawn_blocking(move || {
+        let linked =
+            std::fs::read_dir(pgdata.join("pg_tblspc")).into_iter().flatten().flatten().map(|entry| entry.path());
+        for directory in [pgdata.clone(), pgdata.join("pg_wal")].into_iter().chain(linked) {
+            let sync = || Ok(nix::unistd::syncfs(std::fs::File::open(&directory)?)?);
+            io(sync(), "sync", &directory)?;
+        }
+        Ok(())
+    });
+    work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("sync the data directory: {error}"))))
 }
 
 /// The server answered, but this user may not connect from here.

@@ -71,6 +71,7 @@ pub fn parameters(input: &ConfInput<'_>) -> Parameters {
         all.extend(init.clone());
     }
     all.extend(spec.pg_parameters.clone());
+    all.retain(|name, _| !MANAGED.contains(&name.as_str()) || name == "wal_log_hints");
     let wal_level =
         if spec.pg_parameters.get("wal_level").is_some_and(|level| level == "logical") { "logical" } else { "replica" };
     // 128 MB is stolon's value; slots keep what attached standbys need, this is for those without one.
@@ -93,10 +94,9 @@ pub fn parameters(input: &ConfInput<'_>) -> Parameters {
     if let Some(Recovery { primary_conninfo, primary_slot_name }) = input.recovery {
         set("primary_conninfo", primary_conninfo.clone());
         set("primary_slot_name", primary_slot_name.clone());
-        set("recovery_target_timeline", "latest".to_owned());
+        // Not recovery_target_timeline: `latest` is the default, and taking it away at the promotion would count as a
+        // change that needs a restart.
     }
-    // A parameter that this version does not know would stop the server from starting.
-    all.remove("wal_keep_segments");
     all
 }
 
@@ -164,14 +164,20 @@ mod tests {
             Recovery { primary_conninfo: "host=a user='it''s'".into(), primary_slot_name: "stolon_b".into() };
         let spec = DbSpec {
             use_pgrewind: true,
-            pg_parameters: map(&[("x.y", "it's \\ \n"), ("port", "1"), ("wal_level", "minimal")]),
+            pg_parameters: map(&[
+                ("x.y", "it's \\ \n"),
+                ("port", "1"),
+                ("wal_level", "minimal"),
+                ("recovery_target_lsn", "0/1"),
+                ("wal_keep_segments", "9"),
+            ]),
             ..spec()
         };
         assert_eq!(
             render(&all(&spec, None, Some(&recovery))),
             "hot_standby = 'on'\nlisten_addresses = '127.0.0.1'\nmax_replication_slots = '20'\nmax_wal_senders = '47'\n\
              port = '5442'\nprimary_conninfo = 'host=a user=''it''''s'''\nprimary_slot_name = 'stolon_b'\n\
-             recovery_target_timeline = 'latest'\nsynchronous_standby_names = ''\nunix_socket_directories = '/tmp'\n\
+             synchronous_standby_names = ''\nunix_socket_directories = '/tmp'\n\
              wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '10s'\n\
              wal_retrieve_retry_interval = '500ms'\nx.y = 'it''s \\\\  '\n"
         );
