@@ -1,5 +1,6 @@
 //! Whole scenarios, played against pretend keepers and proxies.
 
+mod commits;
 mod failover;
 mod housekeeping;
 mod properties;

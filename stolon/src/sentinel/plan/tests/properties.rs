@@ -174,7 +174,7 @@ fn happen(world: &mut World, event: Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 2, ..Default::default() })]
 
     #[test]
     fn every_history_keeps_the_invariants(sync: bool, min in 0..2_u16, events in prop::collection::vec(event(), 1..120)) {
