@@ -8,7 +8,8 @@ use super::postgres::binaries;
 use super::postgres::conninfo::{self, Source};
 use super::postgres::process::{self, StartOptions};
 use super::postgres::sql::{self, Session, Target};
-use model::stolon::NewConfig;
+use super::probe::{is_other_branch, parse_history};
+use model::stolon::{NewConfig, TimelineHistory};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -349,6 +350,12 @@ impl Machine {
         Ok(())
     }
 
+    async fn source_history(&self, source: &Source) -> Result<Vec<TimelineHistory>> {
+        let session = self.connect_source(source).await?;
+        let timeline = session.snapshot().await?.timeline;
+        Ok(parse_history(&session.history(timeline).await?))
+    }
+
     async fn connect_source(&self, source: &Source) -> Result<Session> {
         let port = source.port.parse();
         let port = port.map_err(|_| {
@@ -436,8 +443,13 @@ impl Machine {
         let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
         process::wait_ready(&postmaster, &self.dir.pgdata(), resync.ready_limit).await?;
         let deadline = Instant::now() + STREAM_LIMIT;
+        // Where the followed server's timelines end; unknown if it can't be asked.
+        let history = self.source_history(&resync.followed).await.unwrap_or_default();
         loop {
             let snapshot = self.sql().await?.snapshot().await?;
+            if is_other_branch(snapshot.timeline, snapshot.lsn, &history) {
+                return Err(KeeperError::Other("it went on where the followed db's timeline turned off".into()));
+            }
             if snapshot.receiving && snapshot.timeline >= resync.timeline {
                 return Ok(());
             }

@@ -240,7 +240,7 @@ fn read_history(pgdata: &Path, timeline: u64) -> Vec<TimelineHistory> {
 }
 
 /// Lines `timeline<TAB>position<TAB>reason`; others are comments.
-fn parse_history(text: &str) -> Vec<TimelineHistory> {
+pub(super) fn parse_history(text: &str) -> Vec<TimelineHistory> {
     let entry = |line: &str| {
         let mut parts = line.splitn(3, '\t');
         let timeline_id = parts.next()?.trim().parse().ok()?;
@@ -250,8 +250,13 @@ fn parse_history(text: &str) -> Vec<TimelineHistory> {
     text.lines().filter_map(entry).collect()
 }
 
+/// Data at this position of its timeline can't join a server with this history: it went on where the other turned off.
+pub(super) fn is_other_branch(timeline: u64, lsn: u64, history: &[TimelineHistory]) -> bool {
+    history.iter().any(|entry| entry.timeline_id == timeline && entry.switch_point < lsn)
+}
+
 /// `16/B374D848` as a number.
-pub fn parse_lsn(text: &str) -> Option<u64> {
+fn parse_lsn(text: &str) -> Option<u64> {
     let (high, low) = text.split_once('/')?;
     let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
     Some(u64::from(high) << 32 | u64::from(low))
@@ -282,6 +287,14 @@ mod tests {
         assert_eq!((entries[0].timeline_id, entries[0].switch_point), (1, 0x300_0148));
         assert_eq!((entries[1].switch_point, entries[1].reason.as_str()), (0x16_B374_D848, "before 2000-01-01"));
         assert_eq!(parse_history("1\n2\t\n3\tx/y\tz\n"), []);
+    }
+
+    #[test]
+    fn data_beyond_the_turn_is_on_another_branch() {
+        let history = parse_history("1\t0/3000000\tx\n2\t0/5000000\tx\n");
+        assert!(is_other_branch(1, 0x300_0001, &history) && is_other_branch(2, 0x600_0000, &history));
+        assert!(!is_other_branch(1, 0x300_0000, &history) && !is_other_branch(3, u64::MAX, &history));
+        assert!(!is_other_branch(1, 1, &[]));
     }
 
     #[test]

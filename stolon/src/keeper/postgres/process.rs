@@ -222,8 +222,11 @@ pub async fn wait_ready(postmaster: &Postmaster, pgdata: &Path, limit: Duration)
 pub async fn stop(pgdata: &Path) -> Result<()> {
     let Some(file) = find(pgdata) else { return Ok(()) };
     let stages = [(Signal::SIGINT, FAST_LIMIT), (Signal::SIGQUIT, IMMEDIATE_LIMIT), (Signal::SIGKILL, IMMEDIATE_LIMIT)];
-    for (signal, limit) in stages {
-        if signal != Signal::SIGINT {
+    // A fast stop in the middle of a crash recovery leaves a control file that says "shut down" although WAL beyond it
+    // was written, and pg_rewind would believe it. An immediate stop leaves the crash visible.
+    let skip = usize::from(!file.ready);
+    for (signal, limit) in stages.into_iter().skip(skip) {
+        if signal != stages[skip].0 {
             warn!(pid = file.pid, %signal, "postgres does not stop, asking harder");
         }
         match kill(Pid::from_raw(file.pid), signal) {

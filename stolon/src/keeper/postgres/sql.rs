@@ -203,6 +203,15 @@ impl Session {
         Ok(self.within("ask for the role", query).await?.get(0))
     }
 
+    /// The history file of a timeline; empty if there is none.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn history(&self, timeline: u64) -> Result<String> {
+        let sql = format!("SELECT coalesce(pg_read_file('pg_wal/{timeline:08X}.history', true), '')");
+        Ok(self.within("read the timeline's history", self.client.query_one(&sql, &[])).await?.get(0))
+    }
+
     /// Parameters that stand in configuration files, the last one of a name.
     ///
     /// # Errors
