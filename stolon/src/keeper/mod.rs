@@ -50,11 +50,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unusable flags or files, another keeper in the same directory, or PostgreSQL could not be stopped.
 pub fn main(args: &Args) -> anyhow::Result<()> {
     let keys = args.common.keys()?;
-    args.warn();
     // Password files may be readable for root only, so they are read before that right is given up.
     let os_user =
         if privileges::is_root() { privileges::user(privileges::POSTGRES_USER)? } else { privileges::current_user()? };
     let config = args.config(&os_user.name)?;
+    args.warn();
     if privileges::is_root() {
         hand_over(&config.data_dir, &os_user)?;
         privileges::leave_root()?;
