@@ -127,6 +127,9 @@ impl Lab {
         let etcd = Etcd::start().await.unwrap();
         let options = StoreOptions { endpoints: etcd.endpoints(), ..StoreOptions::default() };
         let store: SharedStore = Arc::new(EtcdStore::connect(&options).await.unwrap());
+        // An etcd that accepts connections may not have written its own membership yet: stopped now it never starts
+        // again.
+        until("answer from etcd", async || store.list("x").await.is_ok()).await;
         let spec = json!({"initMode": "new", "proxyCheckInterval": "100ms", "proxyTimeout": proxy_timeout});
         Lab { etcd, store, keys: Keys::new("stolon/cluster", &"c".into()), spec }
     }
