@@ -263,7 +263,7 @@ mod tests {
             ("{".to_owned(), "not JSON"),
             (r#"{"LadleSpecs": {}}"#.to_owned(), "did you mean LadleSpec?"),
             (ladle(r#""RepFactor": 1"#), "unknown member LadleSpec.RepFactor; did you mean Repfactor?"),
-            (ladle(r#""Repfactor": "1""#), "invalid type"),
+            (ladle(r#""Repfactor": "1""#), "LadleSpec.Repfactor: invalid type"),
             (ladle(r#""Repfactor": -1"#), "invalid value"),
             (ladle(r#""Repfactor": 32"#), "at most 31"),
             (ladle(r#""StoreConnInfo": {"Endpoint": ""}"#), "did you mean Endpoints?"),

@@ -24,8 +24,12 @@ pub(crate) fn read<T: DeserializeOwned>(value: &Value, path: &str, known: &Known
 }
 
 fn serde_path<T: DeserializeOwned>(value: &Value, path: &str) -> Result<T, SpecError> {
-    T::deserialize(value)
-        .map_err(|e| SpecError::new(format!("{}: {e}", if path.is_empty() { "specification" } else { path })))
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let inner = error.path().to_string();
+        let place: Vec<&str> = [path, &inner].into_iter().filter(|part| !part.is_empty() && *part != ".").collect();
+        let place = if place.is_empty() { "the specification".to_owned() } else { place.join(".") };
+        SpecError::new(format!("{place}: {}", error.into_inner()))
+    })
 }
 
 fn refuse_unknown(value: &Value, path: &str, known: &Known) -> Result<(), SpecError> {

@@ -86,9 +86,7 @@ async fn a_lock_passes_on_when_its_holder_dies() {
     let first = Lock::acquire(store.clone(), "lock", &holder("first"), LOCK_TTL, |_| {}).await.unwrap();
     let mut told = Vec::new();
     let waiting = holder("second");
-    let short = Lock::acquire(store.clone(), "lock", &waiting, Duration::from_secs(1), |who| {
-        told.push(who.to_owned())
-    });
+    let short = Lock::acquire(store.clone(), "lock", &waiting, Duration::from_secs(1), |who| told.push(who.to_owned()));
     assert!(short.await.is_err());
     assert_eq!(told, ["host:1 (\"first\")"]);
     // Dropped without a release, as when the process is killed.

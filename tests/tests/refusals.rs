@@ -120,7 +120,7 @@ async fn tables() {
     for (sql, part) in [
         ("create table a(id int) with (distributed_by='nope', num_parts=2)", "nope"),
         ("create table a(id int primary key, b int) with (distributed_by='b', num_parts=2)", "b"),
-        ("create table a(id int) with (distributed_by='id', num_parts=0)", "num_parts"),
+        ("create table a(id int) with (distributed_by='id', num_parts=0)", "0 partitions"),
         ("create table a(id int) with (num_parts=2)", "distributed_by"),
         ("create table p(id int); select shardman.hash_shard_table('p', 4)", "hash"),
         ("create table l(id int) partition by list(id); select shardman.hash_shard_table('l', 4)", "hash"),

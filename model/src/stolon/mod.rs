@@ -20,7 +20,8 @@ pub use cluster::{
 pub use info::{KeeperInfo, PostgresBinaryVersion, PostgresState, ProxyInfo, SentinelInfo};
 pub use spec::{
     ArchiveRecoverySettings, ClusterRole, EffectiveSpec, ExistingConfig, InitMode, InvalidSpec, NewConfig, PitrConfig,
-    RecoveryTargetSettings, StandbyConfig, StandbySettings, StolonSpec, SuReplAccess, canonical_user_spec, parse_user_spec,
+    RecoveryTargetSettings, StandbyConfig, StandbySettings, StolonSpec, SuReplAccess, canonical_user_spec,
+    parse_user_spec,
 };
 
 use serde::{Deserialize, Deserializer};

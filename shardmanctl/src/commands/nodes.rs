@@ -18,7 +18,7 @@ pub async fn add(
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<()> {
     let nodes: Vec<NodeName> = args.nodes.iter().map(|name| name.trim().into()).collect();
-    let options = Options { force: args.force, timeout: args.timeout.to_std(), ..Options::default() };
+    let options = Options { force: args.force, timeout: args.timeout.to_std() };
     if args.dry_run {
         match ladle::addnodes::dry_run(ctx, &nodes).await? {
             Some(plan) => write!(out, "{plan}")?,

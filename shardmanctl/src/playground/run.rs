@@ -17,6 +17,8 @@ use model::stolon::keys::Keys;
 use nix::sys::signal::Signal;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -43,11 +45,12 @@ pub async fn start(args: &PlaygroundArgs, cluster: &ClusterName) -> anyhow::Resu
     let begun = Instant::now();
     let dir = Dir::new(args.data_dir.as_deref())?;
     let user = os_user()?;
+    let claim = claim_addresses().await?;
     let plan = decide(args, cluster, &dir, &user)?;
     // From here on signals must not end us without stopping what we start.
     let mut termination = Termination::listen()?;
     let result = tokio::select! {
-        result = bring_up(&plan, &dir, &user) => result,
+        result = bring_up(&plan, &dir, &user, claim) => result,
         () = termination.wait() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(error) = result {
@@ -75,6 +78,25 @@ pub async fn stop(args: &PlaygroundArgs) -> anyhow::Result<()> {
     stop_all(&plan, &dir).await?;
     eprintln(&format!("the playground in {} is stopped; its data stays", dir.path.display()));
     Ok(())
+}
+
+/// How long another playground may take from its choice of addresses to a listening etcd.
+const CLAIM_LIMIT: Duration = Duration::from_secs(60);
+
+/// Lets one playground at a time choose addresses: two that start together would choose the same block, and the
+/// second would meet the first one's etcd. A socket without a file: the kernel frees it when we die.
+async fn claim_addresses() -> anyhow::Result<UnixListener> {
+    let address = SocketAddr::from_abstract_name("shardman-playground")?;
+    let deadline = Instant::now() + CLAIM_LIMIT;
+    loop {
+        match UnixListener::bind_addr(&address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).context("another playground is starting for too long; end that one first");
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 fn decide(args: &PlaygroundArgs, cluster: &ClusterName, dir: &Dir, user: &OsUser) -> anyhow::Result<Plan> {
@@ -149,13 +171,15 @@ pub(super) async fn open_store(plan: &Plan) -> anyhow::Result<SharedStore> {
     Ok(Arc::new(EtcdStore::connect(&options).await?))
 }
 
-async fn bring_up(plan: &Plan, dir: &Dir, user: &OsUser) -> anyhow::Result<()> {
+async fn bring_up(plan: &Plan, dir: &Dir, user: &OsUser, claim: UnixListener) -> anyhow::Result<()> {
     processes::spawn_etcd(plan, &dir.path, user)?;
     for node in &plan.nodes {
         processes::spawn_bowl(plan, node, &dir.path, user)?;
     }
     let store = open_store(plan).await?;
     wait_for_etcd(&store, &dir.path).await?;
+    // etcd's own port now tells others that the block is taken.
+    drop(claim);
     let ctx = Context::new(store, plan.cluster.as_str(), "shardmanctl playground")?;
     let progress = ladle::report::Stderr::default();
     if ctx.store.get(&ctx.keys.spec()).await?.is_none() {
@@ -220,12 +244,28 @@ async fn serves(store: &SharedStore, keys: &Keys, spec: &SpecDoc) -> anyhow::Res
     if standby { bail!("its master is not promoted yet") } else { Ok(()) }
 }
 
+/// Monitors need a moment until every foreign server points at the proxies that live now.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
+/// The report of `status` once nothing is wrong any more; after a while, as it is.
+async fn settled_status(store: &SharedStore, keys: &ClusterKeys) -> Vec<u8> {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let mut report = Vec::new();
+        let result = status::run(store.clone(), keys, OutputFormat::Text, &mut report).await;
+        if result.is_ok() || Instant::now() > deadline {
+            return report;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Prints what a user needs next.
 async fn show(plan: &Plan, dir: &Dir, took: Duration) -> anyhow::Result<()> {
     let store = open_store(plan).await?;
     let keys = ClusterKeys::new(&plan.cluster);
     let mut out = std::io::stdout();
-    status::run(store.clone(), &keys, OutputFormat::Text, &mut out).await?;
+    out.write_all(&settled_status(&store, &keys).await)?;
     let mut connstr = Vec::new();
     getconnstr::run(store, &keys, false, &mut connstr).await?;
     let connstr = String::from_utf8(connstr)?;
