@@ -72,11 +72,15 @@ impl KeptLease {
     }
 }
 
+/// After a failure the next try comes sooner: a long lease must not end because of one short outage.
+const RETRY: Duration = Duration::from_secs(1);
+
 async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseState>) {
     // Four tries per TTL: one lost or late keep-alive does no harm.
     let interval = ttl / 4;
     loop {
         let sent = Instant::now();
+        let mut pause = interval;
         let current = sender.borrow().id;
         let result = match current {
             None => store.grant(ttl).await.map(Some),
@@ -97,8 +101,11 @@ async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseStat
                 sender.send_modify(|state| state.id = None);
                 continue;
             }
-            Err(error) => debug!(%error, "keep the lease alive"),
+            Err(error) => {
+                debug!(%error, "keep the lease alive");
+                pause = pause.min(RETRY);
+            }
         }
-        tokio::time::sleep(interval.saturating_sub(sent.elapsed()).max(Duration::from_millis(50))).await;
+        tokio::time::sleep(pause.saturating_sub(sent.elapsed()).max(Duration::from_millis(50))).await;
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// An etcd with data of its own; stopped and removed when it is dropped.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ impl Etcd {
         self.child = Some(child);
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
-            if tokio::net::TcpStream::connect(("127.0.0.1", self.client_port)).await.is_ok() {
+            if self.is_healthy().await {
                 return Ok(());
             }
             if self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_)))) {
@@ -86,6 +87,20 @@ impl Etcd {
         }
         let log = std::fs::read_to_string(self.data.path().join("log")).unwrap_or_default();
         bail!("etcd did not come up; its log ends with: {}", log.lines().last().unwrap_or("(nothing)"))
+    }
+
+    /// It has elected itself and can write. An etcd that only listens may still lose everything when it is killed.
+    async fn is_healthy(&self) -> bool {
+        let ask = async {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.client_port)).await?;
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        tokio::time::timeout(Duration::from_secs(1), ask)
+            .await
+            .is_ok_and(|answer| answer.is_ok_and(|text| text.contains("\"health\":\"true\"")))
     }
 
     /// Stops it; its data stays.
