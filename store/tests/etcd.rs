@@ -1,5 +1,7 @@
 //! The store on a real etcd: conditions, leases, watches over an outage, the lock.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on stops")]
+
 use std::sync::Arc;
 use std::time::Duration;
 use store::lock::{Holder, LOCK_TTL, Lock};

@@ -1,6 +1,8 @@
 //! Each node of a playground dies in turn while clients commit: service returns, nothing acknowledged is lost,
 //! and the preferred master is back by itself after the node came back.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on stops")]
+
 use e2e::client::{Acknowledged, Writer, missing, outage};
 use e2e::playground::Playground;
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! `nodes add` is killed in the middle and run again.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on stops")]
+
 use e2e::playground::Playground;
 use model::keys::ClusterKeys;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! etcd goes away for half a minute, and for good: PostgreSQL is left alone.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on stops")]
+
 use e2e::playground::Playground;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

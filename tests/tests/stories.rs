@@ -1,5 +1,7 @@
 //! What a newcomer does first, through the connection string that `getconnstr` prints.
 
+#![expect(clippy::unwrap_used, reason = "a test that can not go on stops")]
+
 use e2e::playground::{Playground, bin_dir};
 use std::process::Command;
 use std::time::Duration;
