@@ -5,11 +5,15 @@
 
 use e2e::client::{Acknowledged, Writer, missing, outage};
 use e2e::playground::Playground;
+use e2e::servers::Onlooker;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The promise: a group takes commits again within 5 s of the death of its master's node.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// The promise: foreign servers of all groups follow a new master within a second.
+const SERVERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Keys of the four partitions, `count` of each, disjoint between rounds.
 async fn keys(client: &tokio_postgres::Client, round: i32, count: i64) -> Vec<Vec<i32>> {
@@ -43,9 +47,14 @@ async fn each_node_dies_in_turn() {
             .map(|keys| Writer::start(connstr.clone(), "journal", keys))
             .collect();
         drop(client);
+        let group = format!("clover-{}-{node}", round / 2 + 1);
+        let onlooker = Onlooker::new(&playground, u32::try_from(round).unwrap() + 1, &group).await.unwrap();
         tokio::time::sleep(Duration::from_secs(2)).await;
         let killed = Instant::now();
         playground.node("kill", &node).unwrap();
+        let servers = onlooker.servers_follow().await.unwrap();
+        eprintln!("{node} killed: foreign servers follow {servers:.0?} after the new master was published");
+        assert!(servers < SERVERS_LIMIT, "{node}: {servers:?}");
         tokio::time::sleep(Duration::from_secs(8)).await;
         let mut outages = Vec::new();
         for writer in writers {
@@ -58,7 +67,7 @@ async fn each_node_dies_in_turn() {
             assert!(pause.is_some_and(|pause| pause < LIMIT), "{node}: {outages:?}");
         }
         nothing_is_missing(&playground, &acknowledged).await;
-        comes_back(&playground, &node, round).await;
+        comes_back(&playground, &node, &group).await;
         nothing_is_missing(&playground, &acknowledged).await;
     }
     assert!(acknowledged.len() > 400, "the writers did write: {}", acknowledged.len());
@@ -73,14 +82,13 @@ async fn nothing_is_missing(playground: &Playground, acknowledged: &[Acknowledge
 }
 
 /// Starts the node; its keeper resyncs, becomes synchronous, and takes its group back.
-async fn comes_back(playground: &Playground, node: &str, round: i32) {
-    let group = format!("clover-{}-{node}", round / 2 + 1);
+async fn comes_back(playground: &Playground, node: &str, group: &str) {
     playground.node("start", node).unwrap();
     let begun = Instant::now();
     Playground::eventually("the preferred master is back", Duration::from_secs(60), async || {
         let status = playground.status().unwrap();
         let address = format!(":{}", 5442);
-        status.master(&group).is_some_and(|master| master.ends_with(&address)) && status.complaints().is_empty()
+        status.master(group).is_some_and(|master| master.ends_with(&address)) && status.complaints().is_empty()
     })
     .await
     .unwrap_or_else(|e| panic!("{node}: {e}: {:?}", playground.status().unwrap().complaints()));

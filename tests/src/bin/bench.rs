@@ -5,6 +5,7 @@
 use anyhow::Context as _;
 use e2e::client::{Writer, outage};
 use e2e::playground::Playground;
+use e2e::servers::Onlooker;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -106,13 +107,16 @@ async fn failover(playground: &Playground) -> anyhow::Result<()> {
         .await?;
     drop(client);
     let connstr = playground.connstr()?;
-    let mut pauses = Vec::new();
+    let (mut pauses, mut servers) = (Vec::new(), Vec::new());
     for round in 0..4 {
         let node = format!("node{}", round + 1);
         let writer = Writer::start(connstr.clone(), "journal", (round * 1_000_000..(round + 1) * 1_000_000).collect());
         tokio::time::sleep(Duration::from_secs(2)).await;
+        let group = format!("clover-{}-{node}", round / 2 + 1);
+        let onlooker = Onlooker::new(playground, u32::try_from(round)? + 1, &group).await?;
         let killed = Instant::now();
         playground.node("kill", &node)?;
+        servers.push(onlooker.servers_follow().await?.as_secs_f64());
         tokio::time::sleep(Duration::from_secs(8)).await;
         let journal = writer.finish().await?;
         pauses.push(outage(&journal, killed).context("no commit after the failover")?.as_secs_f64());
@@ -124,5 +128,7 @@ async fn failover(playground: &Playground) -> anyhow::Result<()> {
     }
     pauses.sort_by(f64::total_cmp);
     println!("failover, each node killed once under single-row commits: {pauses:.2?} s without a commit (limit 5 s)");
+    servers.sort_by(f64::total_cmp);
+    println!("foreign servers of all groups follow the new master after {servers:.2?} s (limit 1 s)");
     Ok(())
 }
