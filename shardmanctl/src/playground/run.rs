@@ -173,11 +173,11 @@ pub(super) async fn open_store(plan: &Plan) -> anyhow::Result<SharedStore> {
 
 async fn bring_up(plan: &Plan, dir: &Dir, user: &OsUser, claim: UnixListener) -> anyhow::Result<()> {
     processes::spawn_etcd(plan, &dir.path, user)?;
+    let store = open_store(plan).await?;
+    wait_for_etcd(&store, &dir.path).await?;
     for node in &plan.nodes {
         processes::spawn_bowl(plan, node, &dir.path, user)?;
     }
-    let store = open_store(plan).await?;
-    wait_for_etcd(&store, &dir.path).await?;
     // etcd's own port now tells others that the block is taken.
     drop(claim);
     let ctx = Context::new(store, plan.cluster.as_str(), "shardmanctl playground")?;
