@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// Work with a Shardman cluster: set it up, look at it, connect to it, try it out.
 ///
-/// Every flag of the first list can be given in the environment as well: --cluster-name as SDM_CLUSTER_NAME,
+/// The common options can be given in the environment as well: --cluster-name as SDM_CLUSTER_NAME,
 /// --store-endpoints as SDM_STORE_ENDPOINTS, and so on.
 #[derive(Debug, Parser)]
 #[command(name = "shardmanctl", version)]
@@ -82,7 +82,7 @@ pub struct NodesAddArgs {
     /// Names of the nodes, separated by commas; consecutive ones hold each other's replicas
     #[arg(short, long, value_name = "LIST", value_delimiter = ',', required = true)]
     pub nodes: Vec<String>,
-    /// Do not move partitions to the new groups
+    /// Do not move partitions to the new groups (nothing is moved yet)
     #[arg(long)]
     pub no_rebalance: bool,
     /// Replace stolon data that is left from another cluster of the same name
@@ -100,7 +100,7 @@ pub struct NodesAddArgs {
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// Form of the output
-    #[arg(short, long, visible_short_alias = 'f', value_enum, default_value = "text")]
+    #[arg(short, long, visible_short_alias = 'f', value_enum, value_name = "FORMAT", default_value = "text")]
     pub output: OutputFormat,
 }
 
@@ -118,7 +118,7 @@ pub struct ForallArgs {
     /// What to run
     #[arg(long, value_name = "TEXT")]
     pub sql: String,
-    /// Commit on all groups or on none
+    /// Commit on all groups or on none (not available yet)
     #[arg(long)]
     pub twophase: bool,
 }
@@ -133,7 +133,8 @@ pub struct PlaygroundArgs {
     /// Replicas of each replication group
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub repfactor: u32,
-    /// Directory of the playground; it can be started again with its data
+    /// Directory of the playground; it can be started again with its data. By default
+    /// ~/.local/share/shardman/playground, for root /var/lib/shardman/playground
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Directory of PostgreSQL's programs; by default the newest installed version

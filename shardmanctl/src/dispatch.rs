@@ -23,13 +23,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
     let progress = ladle::report::Stderr::default();
     match command {
         None => Cli::command().print_help().context("print help"),
-        Some(Command::Config(ConfigCommand::Generate { file })) => {
-            let text = format!("{:#}\n", config::sample());
-            match file {
-                Some(path) => std::fs::write(&path, text).with_context(|| format!("write {}", path.display())),
-                None => out.write_all(text.as_bytes()).context("write to stdout"),
-            }
-        }
+        Some(Command::Config(ConfigCommand::Generate { file: Some(path) })) => config::write(&path),
+        Some(Command::Config(ConfigCommand::Generate { file: None })) => Ok(writeln!(out, "{:#}", config::sample())?),
         Some(Command::Init(args)) => init_command(&common, &args, &mut out).await,
         Some(Command::Nodes(NodesCommand::Add(args))) => {
             nodes::add(&open(&common, "shardmanctl nodes add").await?, &args, &progress, &mut out).await

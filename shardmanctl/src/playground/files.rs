@@ -57,15 +57,17 @@ impl Dir {
                 bail!("{show} is not empty and holds no playground; name an empty or a new directory");
             }
         }
+        self.check_reachable(owner)?;
         std::fs::create_dir_all(&self.path).with_context(|| format!("make the directory {show}"))?;
         own(&self.path, owner)?;
         std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o755))?;
-        self.check_reachable(owner)
+        Ok(())
     }
 
-    /// PostgreSQL's user must be able to come to the directory: each one above must let it through.
+    /// PostgreSQL's user must be able to come to the directory: each one above that exists must let it through;
+    /// those that are made on the way do.
     fn check_reachable(&self, owner: &OsUser) -> anyhow::Result<()> {
-        for dir in self.path.ancestors().skip(1) {
+        for dir in self.path.ancestors().skip(1).filter(|dir| dir.exists()) {
             let meta = std::fs::metadata(dir)?;
             let bit = if meta.uid() == owner.uid {
                 0o100

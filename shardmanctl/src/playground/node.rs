@@ -3,7 +3,7 @@
 use super::files::Dir;
 use super::plan::PlannedNode;
 use super::processes;
-use super::run::{end_node, eprintln, os_user};
+use super::run::{end_node, eprintln, os_user, require_owner};
 use crate::cli::NodeCommand;
 use anyhow::bail;
 use nix::sys::signal::Signal;
@@ -16,6 +16,7 @@ use std::path::Path;
 pub async fn run(command: &NodeCommand, data_dir: Option<&Path>) -> anyhow::Result<()> {
     let dir = Dir::new(data_dir)?;
     let plan = dir.existing_plan()?;
+    require_owner(&plan, &dir)?;
     let (NodeCommand::Kill { name } | NodeCommand::Stop { name } | NodeCommand::Start { name }) = command;
     let node: &PlannedNode = plan.node(name)?;
     let node_dir = dir.path.join(name);
@@ -34,6 +35,10 @@ pub async fn run(command: &NodeCommand, data_dir: Option<&Path>) -> anyhow::Resu
             eprintln(&format!("{name} is stopped"));
         }
         NodeCommand::Start { .. } => {
+            if processes::processes(&plan, &dir.path.join(processes::ETCD)).is_empty() {
+                let path = dir.path.display();
+                bail!("the playground in {path} is stopped; start it with `shardmanctl playground --data-dir {path}`");
+            }
             if processes::bowl(&plan, &node_dir).is_some() {
                 bail!("{name} is running already");
             }

@@ -75,6 +75,7 @@ pub async fn start(args: &PlaygroundArgs, cluster: &ClusterName) -> anyhow::Resu
 pub async fn stop(args: &PlaygroundArgs) -> anyhow::Result<()> {
     let dir = Dir::new(args.data_dir.as_deref())?;
     let plan = dir.existing_plan()?;
+    require_owner(&plan, &dir)?;
     stop_all(&plan, &dir).await?;
     eprintln(&format!("the playground in {} is stopped; its data stays", dir.path.display()));
     Ok(())
@@ -99,8 +100,17 @@ async fn claim_addresses() -> anyhow::Result<UnixListener> {
     }
 }
 
+/// The processes of another user can't be seen or signalled: without this they would count as not there.
+pub(super) fn require_owner(plan: &Plan, dir: &Dir) -> anyhow::Result<()> {
+    if privileges::is_root() || privileges::current_user()?.name == plan.os_user {
+        return Ok(());
+    }
+    bail!("the playground in {} runs as user {}; run this as root or as that user", dir.path.display(), plan.os_user)
+}
+
 fn decide(args: &PlaygroundArgs, cluster: &ClusterName, dir: &Dir, user: &OsUser) -> anyhow::Result<Plan> {
     if let Some(mut plan) = dir.plan()? {
+        require_owner(&plan, dir)?;
         if !processes::processes(&plan, &dir.path).is_empty() {
             bail!(
                 "the playground in {} is running; end it with `shardmanctl playground --data-dir {} --stop`",
