@@ -30,8 +30,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The endpoint that is used when none is given.
 pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:2379";
 /// HTTP/2 pings find a dead connection under a watch that is silent for long.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Default for StoreOptions {
     fn default() -> Self {
@@ -167,9 +167,12 @@ impl Store for EtcdStore {
         response.kvs().first().map(entry).transpose()
     }
 
-    async fn list(&self, prefix: &str) -> Result<Listing> {
-        let options = etcd::GetOptions::new().with_prefix();
-        let response = self.call(self.client.kv_client().get(prefix, Some(options))).await?;
+    async fn read(&self, target: &Target) -> Result<Listing> {
+        let (key, options) = match target {
+            Target::Key(key) => (key.as_str(), None),
+            Target::Prefix(prefix) => (prefix.as_str(), Some(etcd::GetOptions::new().with_prefix())),
+        };
+        let response = self.call(self.client.kv_client().get(key, options)).await?;
         // A foreign key that is not UTF-8 can't be ours: it must not hide the others.
         let entries = response.kvs().iter().filter_map(|kv| entry(kv).ok()).collect();
         Ok(Listing { entries, revision: revision(response.header())? })
@@ -251,11 +254,11 @@ impl Store for EtcdStore {
 
     async fn members(&self) -> Result<Vec<Member>> {
         let response = self.call(self.client.cluster_client().member_list()).await?;
-        let mut members = Vec::new();
-        for member in response.members() {
+        let looks = response.members().iter().map(|member| async {
             let urls = member.client_urls().to_vec();
-            members.push(Member { name: member.name().to_owned(), healthy: self.answers(&urls).await, urls });
-        }
+            Member { name: member.name().to_owned(), healthy: self.answers(&urls).await, urls }
+        });
+        let mut members = futures::future::join_all(looks).await;
         members.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(members)
     }

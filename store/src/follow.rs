@@ -1,6 +1,6 @@
 //! A live copy of some keys: read once, kept by watches, read anew when a watch breaks and every 30 s as a safety net.
 
-use crate::{Entry, Result, SharedStore, WatchBatch, WatchEvent};
+use crate::{Entry, Listing, Result, SharedStore, WatchBatch, WatchEvent};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use std::collections::BTreeMap;
@@ -100,10 +100,17 @@ async fn run(store: SharedStore, targets: Vec<Target>, sender: watch::Sender<Vie
                     info!("the store is back");
                     failing = false;
                 }
-                pause = FIRST_PAUSE;
+                let begun = Instant::now();
                 if let Err(error) = follow(&mut streams, &sender).await {
                     debug!(%error, "watch broke, reading anew");
                     sender.send_modify(|view| view.connected = false);
+                }
+                // A server that cancels each watch at once must not make us ask as fast as we can.
+                if begun.elapsed() >= MAX_PAUSE {
+                    pause = FIRST_PAUSE;
+                } else {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
             }
             Err(error) => {
@@ -127,7 +134,7 @@ async fn read_and_watch(store: &SharedStore, targets: &[Target], sender: &watch:
     let mut streams = Vec::new();
     let mut newest = 0;
     for target in targets {
-        let (found, revision) = read(store, target).await?;
+        let Listing { entries: found, revision } = store.read(target).await?;
         newest = newest.max(revision);
         entries.extend(found.into_iter().map(|entry| (entry.key.clone(), entry)));
         let stream = store.watch(target.clone(), revision).await?;
@@ -141,18 +148,6 @@ async fn read_and_watch(store: &SharedStore, targets: &[Target], sender: &watch:
         changed
     });
     Ok(select_all(streams))
-}
-
-async fn read(store: &SharedStore, target: &Target) -> Result<(Vec<Entry>, i64)> {
-    let prefix = match target {
-        Target::Key(key) | Target::Prefix(key) => key,
-    };
-    // A single key is read as a listing too: only that tells the revision from which to watch.
-    let mut listing = store.list(prefix).await?;
-    if matches!(target, Target::Key(_)) {
-        listing.entries.retain(|entry| entry.key == *prefix);
-    }
-    Ok((listing.entries, listing.revision))
 }
 
 /// Applies changes until a watch breaks or it is time to read anew.

@@ -75,6 +75,9 @@ impl KeptLease {
 /// After a failure the next try comes sooner: a long lease must not end because of one short outage.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Below this a busy machine, not a dead member, would be the usual reason.
+const SHORTEST_LIMIT: Duration = Duration::from_millis(400);
+
 async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseState>) {
     // Four tries per TTL: one lost or late keep-alive does no harm.
     let interval = ttl / 4;
@@ -82,10 +85,17 @@ async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseStat
         let sent = Instant::now();
         let mut pause = interval;
         let current = sender.borrow().id;
-        let result = match current {
-            None => store.grant(ttl).await.map(Some),
-            Some(id) => store.keep_alive(id).await.map(|()| None),
+        let request = async {
+            match current {
+                None => store.grant(ttl).await.map(Some),
+                Some(id) => store.keep_alive(id).await.map(|()| None),
+            }
         };
+        // A request to a member of etcd that is cut off hangs. It must end while there is time to try another
+        // member: the store's own deadline is longer than short leases live.
+        let limit = interval.max(SHORTEST_LIMIT);
+        let late = || StoreError::Timeout { endpoints: "one of its members".into(), after: limit };
+        let result = tokio::time::timeout(limit, request).await.unwrap_or_else(|_| Err(late()));
         match result {
             Ok(Some(id)) => {
                 sender.send_modify(|state| *state = LeaseState { id: Some(id), alive_until: sent + ttl });

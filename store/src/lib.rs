@@ -174,8 +174,12 @@ pub struct Member {
 pub trait Store: Send + Sync + fmt::Debug {
     /// Reads one key.
     async fn get(&self, key: &str) -> Result<Option<Entry>>;
+    /// Reads a key or all keys with a prefix, with the store's revision at that moment.
+    async fn read(&self, target: &Target) -> Result<Listing>;
     /// Reads all keys that begin with `prefix`.
-    async fn list(&self, prefix: &str) -> Result<Listing>;
+    async fn list(&self, prefix: &str) -> Result<Listing> {
+        self.read(&Target::Prefix(prefix.to_owned())).await
+    }
     /// Sets a key unconditionally; gives the store's revision after it.
     async fn put(&self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<i64>;
     /// Deletes a key; says whether it existed.

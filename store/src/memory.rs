@@ -117,17 +117,20 @@ fn holds(state: &State, condition: &Compare) -> bool {
     }
 }
 
-fn concerns(target: &Target, batch: &WatchBatch) -> Option<WatchBatch> {
-    let wanted = |key: &str| match target {
+fn wanted(target: &Target, key: &str) -> bool {
+    match target {
         Target::Key(wanted) => key == wanted,
         Target::Prefix(prefix) => key.starts_with(prefix),
-    };
+    }
+}
+
+fn concerns(target: &Target, batch: &WatchBatch) -> Option<WatchBatch> {
     let events: Vec<_> = batch
         .events
         .iter()
         .filter(|event| match event {
-            WatchEvent::Put(entry) => wanted(&entry.key),
-            WatchEvent::Delete(key) => wanted(key),
+            WatchEvent::Put(entry) => wanted(target, &entry.key),
+            WatchEvent::Delete(key) => wanted(target, key),
         })
         .cloned()
         .collect();
@@ -140,9 +143,9 @@ impl Store for MemoryStore {
         Ok(self.up()?.entries.get(key).cloned())
     }
 
-    async fn list(&self, prefix: &str) -> Result<Listing> {
+    async fn read(&self, target: &Target) -> Result<Listing> {
         let state = self.up()?;
-        let entries = state.entries.values().filter(|e| e.key.starts_with(prefix)).cloned().collect();
+        let entries = state.entries.values().filter(|e| wanted(target, &e.key)).cloned().collect();
         Ok(Listing { entries, revision: state.revision })
     }
 

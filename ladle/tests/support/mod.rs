@@ -89,9 +89,9 @@ impl Store for Mortal {
         self.alive()?;
         self.inner.get(key).await
     }
-    async fn list(&self, prefix: &str) -> Result<Listing> {
+    async fn read(&self, target: &Target) -> Result<Listing> {
         self.alive()?;
-        self.inner.list(prefix).await
+        self.inner.read(target).await
     }
     async fn put(&self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<i64> {
         self.write(self.inner.put(key, value, lease)).await
@@ -136,7 +136,9 @@ pub async fn let_lock_expire(ctx: &Context) {
 }
 
 pub fn spec(ladle: &str, cluster: &str) -> CheckedSpec {
-    let text = format!(r#"{{"LadleSpec": {{"DataDir": "/d"{ladle}}}, "ClusterSpec": {{{cluster}}}}}"#);
+    let trust = r#""PgSuAuthMethod": "trust", "PgReplAuthMethod": "trust""#;
+    let comma = if cluster.is_empty() { "" } else { ", " };
+    let text = format!(r#"{{"LadleSpec": {{"DataDir": "/d"{ladle}}}, "ClusterSpec": {{{trust}{comma}{cluster}}}}}"#);
     let store = StoreConnInfo { endpoints: "http://127.0.0.1:2379".into(), ..Default::default() };
     let defaults = InitDefaults { store, os_user: "postgres".into(), data_dir: String::new() };
     InitSpec::parse(&text, &defaults).unwrap()

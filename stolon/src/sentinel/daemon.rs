@@ -56,6 +56,7 @@ pub async fn serve(
         memory: Memory::default(),
         said: Vec::new(),
         written: 0,
+        written_at: Instant::now(),
         had_data: false,
         leading: false,
         failing: false,
@@ -104,17 +105,23 @@ struct Sentinel {
     said: Vec<Reason>,
     /// Revision of our last write: older cluster data is not worth a plan.
     written: i64,
+    /// When that was.
+    written_at: Instant,
     /// Cluster data was there once.
     had_data: bool,
     leading: bool,
     failing: bool,
 }
 
+/// A watch delivers our own write within milliseconds; after so long it never will.
+const LATE_COPY: Duration = Duration::from_secs(5);
+
 impl Sentinel {
     /// One look at the store. Gives the time of the next one if nothing changes before.
     async fn step(&mut self, view: &View) -> Option<Instant> {
         if !view.loaded || !view.connected {
             self.connected_since = None;
+            self.written = 0;
             return None;
         }
         let connected_since = *self.connected_since.get_or_insert(self.origin.elapsed());
@@ -129,7 +136,13 @@ impl Sentinel {
         };
         self.had_data = true;
         if entry.mod_revision < self.written {
-            return None;
+            // The copy has not seen our write yet. It soon will, unless the store was restored from a backup,
+            // whose revisions begin lower: then what it holds is the truth.
+            let limit = self.written_at + LATE_COPY;
+            if Instant::now() < limit {
+                return Some(limit);
+            }
+            self.written = 0;
         }
         match access::parse(entry) {
             Ok(versioned) => self.decide(versioned, observed, view).await,
@@ -138,6 +151,10 @@ impl Sentinel {
                 None
             }
         }
+    }
+
+    fn wrote(&mut self, revision: i64) {
+        (self.written, self.written_at) = (revision, Instant::now());
     }
 
     async fn decide(&mut self, mut current: Versioned, mut observed: Observed, view: &View) -> Option<Instant> {
@@ -180,7 +197,7 @@ impl Sentinel {
         let Planned { data, memory, reasons, wake_at } = planned;
         if data != current.data {
             match access::replace(&self.store, &self.keys, Some(current.revision), &data).await {
-                Ok(revision) => self.written = revision,
+                Ok(revision) => self.wrote(revision),
                 Err(AccessError::Store(error)) => {
                     self.failed(Some(error));
                     return Some(Instant::now() + RETRY);
@@ -210,7 +227,7 @@ impl Sentinel {
         let data = ClusterData::new(&access::random_uid(), spec, Utc::now().into());
         match access::replace(&self.store, &self.keys, None, &data).await {
             Ok(revision) => {
-                self.written = revision;
+                self.wrote(revision);
                 self.log(vec![Reason::Created], Some(&data));
                 None
             }

@@ -303,6 +303,8 @@ fn track_dbs(
                 kept.in_sync = state.synchronous_standbys.clone().unwrap_or_default();
             }
             (Freshness::Fresh | Freshness::Stale, _) => {
+                // Who was in sync with an instance that is ill now proves nothing about what it committed since.
+                kept.in_sync.clear();
                 kept.error.get_or_insert(Timer::new(now, Duration::ZERO));
             }
         }
