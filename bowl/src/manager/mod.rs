@@ -41,6 +41,16 @@ pub enum ManagerError {
         /// Its process.
         pid: i32,
     },
+    /// A daemon that lives and can't be watched, so that nobody would see it end.
+    #[error("{unit} was not stopped: its process {pid} can't be watched ({reason}); will try again")]
+    Unwatched {
+        /// The unit.
+        unit: UnitName,
+        /// Its process.
+        pid: i32,
+        /// Why.
+        reason: String,
+    },
     /// The directory is another bowl's.
     #[error("{0}")]
     Busy(String),

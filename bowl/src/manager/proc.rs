@@ -1,8 +1,8 @@
 //! Processes of this machine, as `/proc` shows them.
 
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 /// A process, told from a later one with the same number by its start time, and from one of an earlier life of the
 /// machine by the boot's id.
@@ -25,12 +25,24 @@ impl ProcessId {
         Some(ProcessId { pid, start_time, boot_id: boot_id() })
     }
 
-    /// Whether it still lives.
+    /// Whether it still lives. Where that can't be found out, for want of descriptors for example, it does: a second
+    /// server over the same data would be worse than one that is missing.
     pub(super) fn lives(&self) -> bool {
-        ProcessId::of(self.pid).as_ref() == Some(self)
+        let stat = match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+            Ok(stat) => stat,
+            Err(error) => return !is_gone(&error),
+        };
+        let boot_id = boot_id();
+        parse_stat(&stat) == Some(self.start_time) && (boot_id == self.boot_id || boot_id.is_empty())
     }
 }
 
+/// Without a process there is no file, and none that can be read once it is being removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
+/// Empty when it can't be read.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
@@ -50,19 +62,34 @@ fn parse_stat(stat: &str) -> Option<u64> {
 /// Finds a process by a variable that it was started with and its program: a bowl that was killed between starting a
 /// daemon and recording it has left only this trace. Children of a daemon bear the same variable, but run another
 /// program. Gives the value of `report` too.
-pub(super) fn find(variable: &str, program: &Path, report: &str) -> Option<(ProcessId, String)> {
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-        let has = |file: &str, wanted: &[u8]| {
-            let bytes = fs::read(entry.path().join(file)).ok()?;
-            bytes.split(|byte| *byte == 0).any(|item| item == wanted).then_some(bytes)
-        };
-        let environment = has("environ", variable.as_bytes())?;
-        has("cmdline", program.as_os_str().as_encoded_bytes())?;
+///
+/// # Errors
+/// Processes could not be looked at, so there may be one.
+pub(super) fn find(variable: &str, program: &Path, report: &str) -> io::Result<Option<(ProcessId, String)>> {
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(environment) = items_with(&entry.path().join("environ"), variable.as_bytes())? else { continue };
+        if items_with(&entry.path().join("cmdline"), program.as_os_str().as_encoded_bytes())?.is_none() {
+            continue;
+        }
         let prefix = format!("{report}=");
         let value = environment.split(|byte| *byte == 0).find_map(|item| item.strip_prefix(prefix.as_bytes()));
-        Some((ProcessId::of(pid)?, String::from_utf8_lossy(value.unwrap_or_default()).into_owned()))
-    })
+        if let Some(process) = ProcessId::of(pid) {
+            return Ok(Some((process, String::from_utf8_lossy(value.unwrap_or_default()).into_owned())));
+        }
+    }
+    Ok(None)
+}
+
+/// A file of items that end with zero bytes, if `wanted` is among them. Processes of other users are not ours.
+fn items_with(path: &Path, wanted: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) if bytes.split(|byte| *byte == 0).any(|item| item == wanted) => Ok(Some(bytes)),
+        Ok(_) => Ok(None),
+        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -136,6 +136,8 @@ impl Supervisor {
                     let last = matches!(order.verb, Verb::Halt | Verb::Release);
                     let result = self.obey(order.verb).await;
                     self.publish();
+                    // A daemon that was not stopped still needs its supervisor.
+                    let last = last && result.is_ok();
                     let _ = order.done.send(result);
                     if last {
                         return;
@@ -199,7 +201,11 @@ impl Supervisor {
             Verb::Restart(service) => {
                 self.record.enable(&service);
                 self.save().await?;
-                self.end().await?;
+                if let Err(error) = self.end().await {
+                    // It goes on with its old environment; the next pass orders the restart again.
+                    self.next = self.running.is_none().then(|| Instant::now() + MAX_PAUSE);
+                    return Err(error);
+                }
                 self.failures = 0;
                 self.spawn().await;
                 Ok(())
@@ -217,8 +223,17 @@ impl Supervisor {
     /// Starts the process unless it lives already; plans the next try when that fails.
     async fn spawn(&mut self) {
         self.next = None;
-        if self.find_unrecorded().await {
-            return;
+        match self.find_unrecorded().await {
+            Ok(true) => return,
+            // Only to look after one that lives: it was stopped meanwhile.
+            Ok(false) if !self.record.enabled => return,
+            Ok(false) => {}
+            Err(error) => {
+                self.searched = false;
+                self.problem = format!("look for a process that runs already: {error}");
+                self.plan_restart();
+                return;
+            }
         }
         match self.spawn_child() {
             Ok(child) => {
@@ -237,27 +252,27 @@ impl Supervisor {
     }
 
     /// Looks once for the process of a bowl that was killed before it could record it, or whose record was lost.
-    async fn find_unrecorded(&mut self) -> bool {
+    async fn find_unrecorded(&mut self) -> io::Result<bool> {
         if let Some(process) = self.record.process.clone()
             && process.lives()
         {
-            return self.adopt(&process) || self.next.is_some();
+            return Ok(self.adopt(&process) || self.next.is_some());
         }
         if std::mem::replace(&mut self.searched, true) {
-            return false;
+            return Ok(false);
         }
         let variable = format!("{UNIT_VARIABLE}={}", self.record_path().display());
-        let Some((process, config)) = proc::find(&variable, &self.record.program, CONFIG_VARIABLE) else {
-            return false;
+        let Some((process, config)) = proc::find(&variable, &self.record.program, CONFIG_VARIABLE)? else {
+            return Ok(false);
         };
         if !self.adopt(&process) {
-            return self.next.is_some();
+            return Ok(self.next.is_some());
         }
         warn!(unit = %self.record.unit, pid = process.pid, "took over a daemon that was running without a record");
         self.record.process = Some(process);
         self.record.config = config;
         self.save_or_log().await;
-        true
+        Ok(true)
     }
 
     fn spawn_child(&mut self) -> Result<Child, String> {
@@ -309,6 +324,7 @@ impl Supervisor {
     /// Stops the process: first asks, then forces.
     async fn end(&mut self) -> Result<(), ManagerError> {
         self.next = None;
+        self.watch_again()?;
         let Some(mut running) = self.running.take() else { return Ok(()) };
         let grace = self.record.kind.stop_grace();
         running.signal(Signal::SIGTERM);
@@ -324,6 +340,18 @@ impl Supervisor {
         info!(unit = %self.record.unit, "stopped");
         self.record.process = None;
         self.save().await
+    }
+
+    /// A process that could not be watched lives on unseen: before it may count as stopped, it must be taken over.
+    fn watch_again(&mut self) -> Result<(), ManagerError> {
+        let Some(process) = self.record.process.clone().filter(|_| self.running.is_none()) else { return Ok(()) };
+        if !process.lives() || self.adopt(&process) || !process.lives() {
+            return Ok(());
+        }
+        if !self.record.enabled {
+            self.next = None;
+        }
+        Err(ManagerError::Unwatched { unit: self.record.unit.clone(), pid: process.pid, reason: self.problem.clone() })
     }
 
     fn record_path(&self) -> PathBuf {
