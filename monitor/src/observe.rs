@@ -5,10 +5,9 @@ use model::RepGroupId;
 use model::clusterspec::ClusterSpec;
 use model::keys::ClusterKeys;
 use model::layout::RepGroupDoc;
-use model::spec::StoreConnInfo;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use store::{EtcdStore, Follower, SharedStore, StoreError, StoreOptions, Target, View};
+use store::{Follower, SharedStore, Target, View};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -97,7 +96,7 @@ impl Known {
             if scouts.contains_key(id) {
                 continue;
             }
-            match open(&self.store, &doc.store_conn_info).await {
+            match store::open_place(&self.store, &doc.store_conn_info).await {
                 Ok(store) => {
                     let keys = model::stolon::keys::Keys::new(&doc.store_prefix, &doc.stolon_name);
                     let task = tokio::spawn(scout(*id, store, keys.clusterdata(), reports.clone()));
@@ -112,21 +111,6 @@ impl Known {
 fn same_place(a: &RepGroupDoc, b: &RepGroupDoc) -> bool {
     let place = |doc: &RepGroupDoc| (doc.stolon_name.clone(), doc.store_prefix.clone(), doc.store_conn_info.clone());
     place(a) == place(b)
-}
-
-async fn open(own: &SharedStore, place: &StoreConnInfo) -> Result<SharedStore, StoreError> {
-    if place.endpoints.is_empty() {
-        return Ok(own.clone());
-    }
-    let file = |path: &str| (!path.is_empty()).then(|| path.into());
-    let options = StoreOptions {
-        endpoints: place.endpoints.clone(),
-        ca_file: file(&place.ca_file),
-        cert_file: file(&place.cert_file),
-        key_file: file(&place.key),
-        timeout: store::etcd::DEFAULT_TIMEOUT,
-    };
-    Ok(Arc::new(EtcdStore::connect(&options).await?))
 }
 
 /// Tells where one group is, each time that changes. stolon rewrites its document every few seconds; here it is read

@@ -7,11 +7,9 @@ use model::RepGroupId;
 use model::clusterspec::ClusterSpec;
 use model::keys::ClusterKeys;
 use model::layout::{Document as _, RepGroupDoc, RepGroupState, SpecDoc};
-use model::spec::StoreConnInfo;
 use model::stolon::ClusterData;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use store::{EtcdStore, SharedStore, StoreError, StoreOptions};
+use store::{SharedStore, StoreError};
 
 /// Name of the commands' sessions in `pg_stat_activity`.
 pub const APPLICATION: &str = "shardmanctl";
@@ -70,25 +68,9 @@ pub async fn read(store: &SharedStore, keys: &ClusterKeys) -> anyhow::Result<Top
 /// # Errors
 /// The group's store can't be reached.
 pub async fn clusterdata(own: &SharedStore, doc: &RepGroupDoc) -> Result<Option<Vec<u8>>, StoreError> {
-    let store = open(own, &doc.store_conn_info).await?;
+    let store = store::open_place(own, &doc.store_conn_info).await?;
     let key = model::stolon::keys::Keys::new(&doc.store_prefix, &doc.stolon_name).clusterdata();
     Ok(store.get(&key).await?.map(|entry| entry.value))
-}
-
-/// The store of a group: Shardman's own unless the group names another one.
-async fn open(own: &SharedStore, place: &StoreConnInfo) -> Result<SharedStore, StoreError> {
-    if place.endpoints.is_empty() {
-        return Ok(own.clone());
-    }
-    let file = |path: &str| (!path.is_empty()).then(|| path.into());
-    let options = StoreOptions {
-        endpoints: place.endpoints.clone(),
-        ca_file: file(&place.ca_file),
-        cert_file: file(&place.cert_file),
-        key_file: file(&place.key),
-        timeout: store::etcd::DEFAULT_TIMEOUT,
-    };
-    Ok(Arc::new(EtcdStore::connect(&options).await?))
 }
 
 fn unknown_cluster(keys: &ClusterKeys) -> Hinted {
@@ -111,6 +93,7 @@ fn no_groups() -> Hinted {
 pub(crate) mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::Arc;
     use store::MemoryStore;
 
     /// Cluster data of a group with one keeper and proxies at these ports of node `n`.

@@ -1,13 +1,15 @@
 //! The real etcd.
 
 use crate::{
-    Compare, Entry, LeaseId, Listing, Member, Op, Result, Store, StoreError, Target, TxnOutcome, WatchBatch, WatchEvent,
+    Compare, Entry, LeaseId, Listing, Member, Op, Result, SharedStore, Store, StoreError, Target, TxnOutcome, WatchBatch, WatchEvent,
 };
 use async_trait::async_trait;
 use etcd_client as etcd;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use model::spec::StoreConnInfo;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How to reach etcd.
@@ -87,6 +89,25 @@ impl StoreOptions {
         }
         Ok(tls)
     }
+}
+
+/// The store that a document names; `own` where it names none.
+///
+/// # Errors
+/// Unusable options, such as a missing certificate file.
+pub async fn open_place(own: &SharedStore, place: &StoreConnInfo) -> Result<SharedStore> {
+    if place.endpoints.is_empty() {
+        return Ok(own.clone());
+    }
+    let file = |path: &str| (!path.is_empty()).then(|| path.into());
+    let options = StoreOptions {
+        endpoints: place.endpoints.clone(),
+        ca_file: file(&place.ca_file),
+        cert_file: file(&place.cert_file),
+        key_file: file(&place.key),
+        timeout: DEFAULT_TIMEOUT,
+    };
+    Ok(Arc::new(EtcdStore::connect(&options).await?))
 }
 
 /// A client of etcd. Connects on first use and reconnects by itself.

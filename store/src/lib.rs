@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use etcd::{EtcdStore, StoreOptions};
+pub use etcd::{EtcdStore, StoreOptions, open_place};
 pub use follow::{Follower, Target, View};
 pub use lease::{KeptLease, LeaseState};
 pub use lock::Lock;
