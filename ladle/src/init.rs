@@ -5,8 +5,10 @@ use crate::context::{Context, release};
 use crate::error::Error;
 use crate::plan::Current;
 use crate::report::Progress;
+use crate::wait::earlier_daemons;
+use model::Generation;
 use model::clusterspec::Password;
-use model::layout::{Document, FORMAT_VERSION, SpecDoc};
+use model::layout::{Document, FORMAT_VERSION, NodeStatus, SpecDoc};
 use model::spec::{CheckedSpec, InitSpec};
 use store::{Compare, Lock, Op};
 
@@ -51,6 +53,7 @@ async fn run_locked(
         progress.warn(&format!("overwriting the specification of cluster {}", ctx.cluster));
     } else {
         refuse_remains(ctx).await?;
+        refuse_earlier_daemons(ctx).await?;
     }
     let (conditions, writes) = documents(ctx, spec, existing.as_ref());
     lock.write(conditions, writes).await?;
@@ -81,6 +84,18 @@ async fn refuse_remains(ctx: &Context) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A store that was wiped and made anew knows nothing of the data on nodes, but living bowls still tell of it.
+async fn refuse_earlier_daemons(ctx: &Context) -> Result<(), Error> {
+    let prefix = ctx.keys.statuses();
+    let entries = ctx.store.list(&prefix).await?.entries;
+    // A status that can't be read is that of a node with a past until someone has looked.
+    let used = |entry: &store::Entry| {
+        NodeStatus::parse("status", &entry.value).map_or(true, |status| status.generation > Generation(0))
+    };
+    let nodes: Vec<String> = entries.iter().filter(|e| used(e)).map(|e| e.key[prefix.len()..].to_owned()).collect();
+    if nodes.is_empty() { Ok(()) } else { Err(Error::Refused(earlier_daemons(&nodes))) }
 }
 
 fn documents(ctx: &Context, spec: &InitSpec, existing: Option<&Loaded>) -> (Vec<Compare>, Vec<Op>) {

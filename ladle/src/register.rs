@@ -8,11 +8,11 @@ use crate::operation::{Operation, operation_key};
 use crate::plan::{Current, Plan, PlanError, group_name, plan_addnodes};
 use chrono::{DateTime, Utc};
 use model::layout::Document;
-use model::stolon::ClusterData;
 use model::stolon::keys::{DEFAULT_PREFIX, Keys};
+use model::stolon::{ClusterData, KeeperInfo};
 use model::{CloverId, NodeName, RepGroupName};
 use store::lock::LockError;
-use store::{Compare, Lock, Op};
+use store::{Compare, Entry, Lock, Op};
 
 /// What an `addnodes` with these nodes has to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,7 +101,8 @@ async fn make_room(ctx: &Context, lock: &Lock, plan: &Plan, force: bool) -> Resu
         if found.is_empty() {
             continue;
         }
-        // Records of processes vanish by themselves; only cluster data decides.
+        refuse_keepers(group.name.as_str(), &keys, &found)?;
+        // Records of other processes vanish by themselves; only cluster data decides.
         let has_data = found.iter().any(|entry| entry.key == keys.clusterdata());
         if has_data && !force {
             return Err(Error::Refused(format!(
@@ -111,6 +112,24 @@ async fn make_room(ctx: &Context, lock: &Lock, plan: &Plan, force: bool) -> Resu
         }
         let writes = found.into_iter().map(|e| (Compare::Unchanged(e.key.clone(), e.mod_revision), Op::Delete(e.key)));
         write_batches(lock, &[], writes.collect()).await?;
+    }
+    Ok(())
+}
+
+/// A living keeper that is in a stolon cluster has data, which new cluster data of that name would have it give up.
+/// No `force` helps: the record vanishes by itself when the keeper is stopped.
+fn refuse_keepers(group: &str, keys: &Keys, found: &[Entry]) -> Result<(), Error> {
+    let prefix = format!("{}/", keys.keepers_info());
+    for entry in found {
+        let Some(uid) = entry.key.strip_prefix(&prefix) else { continue };
+        // A record that can't be read may be that of any keeper.
+        let idle = serde_json::from_slice(&entry.value).is_ok_and(|info: KeeperInfo| info.cluster_uid.is_empty());
+        if !idle {
+            return Err(Error::Refused(format!(
+                "keeper {uid} of an earlier group {group} still runs; stop the bowl of its node and move its data \
+                 directory away, or restore etcd from a backup"
+            )));
+        }
     }
     Ok(())
 }

@@ -30,16 +30,23 @@ pub async fn bowls(ctx: &Context, loaded: &Loaded, new: &[NodeName], progress: &
     for node in new {
         wanted.entry(node).or_insert(None);
     }
-    let follower = Follower::start(ctx.store.clone(), vec![Target::Prefix(ctx.keys.statuses())]);
+    let targets = vec![Target::Key(ctx.keys.spec()), Target::Prefix(ctx.keys.statuses())];
+    let follower = Follower::start(ctx.store.clone(), targets);
     let mut view = follower.subscribe();
     let deadline = Instant::now() + ctx.bowl_patience;
     for (node, generation) in wanted {
         let key = ctx.keys.status(node);
-        let look = |view: &View| judge_bowl(view.value(&key), generation, loaded.spec.revision);
+        let look = |view: &View| {
+            let spec = view.entries.get(&ctx.keys.spec()).map_or(loaded.spec.revision, |entry| entry.mod_revision);
+            judge_bowl(node, view.value(&key), generation, spec)
+        };
         let what = format!("Waiting for shardmand on node {node} to apply current configuration");
         let waited = async {
             let failed = |state| Error::Bowl { node: node.clone(), state, after: ctx.bowl_patience };
-            until(&mut view, deadline, look).await.map_err(failed)
+            match until(&mut view, deadline, look).await.map_err(failed)? {
+                Fit::Ready => Ok(()),
+                Fit::Foreign(why) => Err(Error::Refused(why)),
+            }
         };
         item(progress, &what, "success", waited).await?;
     }
@@ -66,15 +73,46 @@ fn look_at<T>(view: &View, look: impl Fn(&View) -> Result<T, String>) -> Result<
     if view.loaded { look(view) } else { Err("could not be asked: the store did not answer".to_owned()) }
 }
 
-fn judge_bowl(status: Option<&[u8]>, generation: Option<Generation>, spec_revision: i64) -> Result<(), String> {
+/// What no waiting changes any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Fit {
+    Ready,
+    /// The node has another past than this store; why it must not be touched.
+    Foreign(String),
+}
+
+/// Compares for equality: after etcd was made anew, a status of before can bear higher numbers than any that exist.
+fn judge_bowl(
+    node: &NodeName,
+    status: Option<&[u8]>,
+    generation: Option<Generation>,
+    spec_revision: i64,
+) -> Result<Fit, String> {
     let bytes = status.ok_or("does not run: it did not report")?;
     let status = NodeStatus::parse("its status", bytes).map_err(|e| format!("can't be understood: {e}"))?;
-    let Some(generation) = generation else { return Ok(()) };
-    if status.generation >= generation && status.spec_revision >= spec_revision {
-        return Ok(());
+    let Some(generation) = generation else {
+        if status.generation == Generation(0) {
+            return Ok(Fit::Ready);
+        }
+        return Ok(Fit::Foreign(earlier_daemons(&[node.to_string()])));
+    };
+    if status.generation == generation && status.spec_revision == spec_revision {
+        return Ok(Fit::Ready);
     }
     let why = if status.last_error.is_empty() { String::new() } else { format!(" ({})", status.last_error) };
     Err(format!("did not apply the current configuration{why}"))
+}
+
+/// Why nodes whose bowls have applied what this store does not know must be left alone: new layouts would point
+/// their keepers at new, empty groups.
+pub(crate) fn earlier_daemons(nodes: &[String]) -> String {
+    let (which, run, whose) = match nodes {
+        [node] => (format!("node {node}"), "runs", "its bowl and move its data directory"),
+        nodes => (format!("nodes {}", nodes.join(", ")), "run", "their bowls and move their data directories"),
+    };
+    format!(
+        "{which} still {run} daemons of an earlier cluster of this name; stop {whose} away, or restore etcd from a backup"
+    )
 }
 
 /// What makes a group ready.
@@ -217,13 +255,18 @@ mod tests {
                    "LastError": error, "Time": "", "Daemons": []})
             .to_string()
         };
-        let judge = |text: &str, generation| judge_bowl(Some(text.as_bytes()), generation, 7);
+        let judge = |text: &str, generation| judge_bowl(&"n1".into(), Some(text.as_bytes()), generation, 7);
         let wanted = Some(Generation(3));
-        assert_eq!(judge(&status(3, 7, ""), wanted), Ok(()));
+        assert_eq!(judge(&status(3, 7, ""), wanted), Ok(Fit::Ready));
+        // Higher numbers come from a store that was lost.
+        assert!(judge(&status(4, 7, "the store is stale"), wanted).unwrap_err().contains("stale"));
+        assert!(judge(&status(3, 8, ""), wanted).is_err());
         assert!(judge(&status(2, 7, ""), wanted).is_err());
         assert!(judge(&status(3, 6, "disk full"), wanted).unwrap_err().contains("disk full"));
-        assert_eq!(judge(&status(0, 0, ""), None), Ok(()));
+        assert_eq!(judge(&status(0, 0, ""), None), Ok(Fit::Ready));
+        let Ok(Fit::Foreign(why)) = judge(&status(1, 7, ""), None) else { panic!("it has a past") };
+        assert!(why.starts_with("node n1 still runs daemons of an earlier cluster"), "{why}");
         assert!(judge("{", None).is_err());
-        assert!(judge_bowl(None, None, 7).unwrap_err().contains("did not report"));
+        assert!(judge_bowl(&"n1".into(), None, None, 7).unwrap_err().contains("did not report"));
     }
 }

@@ -32,11 +32,13 @@ struct World {
     password: &'static str,
     servers: BTreeMap<String, Postgres>,
     sentinel: tokio::task::JoinHandle<()>,
+    bowls: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         self.sentinel.abort();
+        self.bowls.abort();
     }
 }
 
@@ -85,29 +87,11 @@ async fn world_with(count: usize, protected: bool) -> Option<World> {
     let ports = servers.iter().map(|(node, server)| (node.clone(), server.port())).collect();
     let sentinel = tokio::spawn(pretend_sentinel(ctx.store.clone(), ports));
     let password = if protected { r"password='s3 \'cr:et\\\\'" } else { "" };
-    let world = World { ctx, password, servers, sentinel };
-    world.bowls(count).await;
-    Some(world)
+    let bowls = tokio::spawn(pretend_bowls(ctx.clone(), count));
+    Some(World { ctx, password, servers, sentinel, bowls })
 }
 
 impl World {
-    /// Bowls that have applied everything at once.
-    async fn bowls(&self, count: usize) {
-        for node in nodes(1, count) {
-            let status = NodeStatus {
-                format_version: FORMAT_VERSION,
-                node: node.clone(),
-                version: "1".into(),
-                generation: model::Generation(1000),
-                spec_revision: i64::MAX,
-                last_error: String::new(),
-                time: String::new(),
-                daemons: vec![],
-            };
-            self.ctx.store.put(&self.ctx.keys.status(&node), &status.to_bytes(), None).await.unwrap();
-        }
-    }
-
     async fn add(&self, from: usize, to: usize) -> Vec<String> {
         let told = Told::default();
         if let Err(error) = addnodes::run(&self.ctx, &nodes(from, to), &options(), &told).await {
@@ -126,6 +110,33 @@ impl World {
         for node in nodes {
             assert_eq!(self.query(node.as_str(), sql).await, wanted, "{node}: {sql}");
         }
+    }
+}
+
+/// Bowls that apply everything at once, as long as there is a cluster.
+async fn pretend_bowls(ctx: Context, count: usize) {
+    let mut told: BTreeMap<NodeName, Vec<u8>> = BTreeMap::new();
+    loop {
+        let loaded = load_existing(&ctx).await.unwrap();
+        let layouts = loaded.current().layouts;
+        for node in nodes(1, count) {
+            let status = NodeStatus {
+                format_version: FORMAT_VERSION,
+                node: node.clone(),
+                version: "1".into(),
+                generation: layouts.get(&node).map_or(model::Generation(0), |layout| layout.generation),
+                spec_revision: loaded.spec.revision,
+                last_error: String::new(),
+                time: String::new(),
+                daemons: vec![],
+            };
+            let bytes = status.to_bytes();
+            if told.get(&node) != Some(&bytes) {
+                ctx.store.put(&ctx.keys.status(&node), &bytes, None).await.unwrap();
+                told.insert(node, bytes);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

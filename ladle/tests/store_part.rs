@@ -222,3 +222,58 @@ async fn broken_and_missing_documents_are_named() {
     assert!(error.contains("format version 9"), "{error}");
     assert!(Context::new(ctx.store.clone(), "a/b", "x").is_err());
 }
+
+fn status(generation: u64) -> String {
+    format!(
+        r#"{{"FormatVersion":1,"Node":"n","Version":"1","Generation":{generation},"SpecRevision":9,"LastError":"","Time":"","Daemons":[]}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_wiped_store_does_not_make_a_cluster_over_living_data() {
+    let ctx = memory().await;
+    let put = |node: &str, text: String| {
+        let (store, key) = (ctx.store.clone(), ctx.keys.status(&node.into()));
+        async move { store.put(&key, text.as_bytes(), None).await.unwrap() }
+    };
+    let spec = spec("", "");
+    put("n1", status(0)).await;
+    put("n2", status(3)).await;
+    put("n3", "{".to_owned()).await;
+    let told = Told::default();
+    let init = || init::run(&ctx, &spec, init::Options { yes: true }, &told);
+    let error = init().await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("nodes n2, n3 still run daemons of an earlier cluster of this name; stop their"),
+        "{error}"
+    );
+    assert!(ladle::cluster::load(&ctx.store, &ctx.keys).await.unwrap().is_none());
+    put("n3", status(0)).await;
+    let error = init().await.unwrap_err().to_string();
+    assert!(error.starts_with("node n2 still runs") && error.contains("restore etcd"), "{error}");
+    put("n2", status(0)).await;
+    init().await.unwrap();
+    // The bowl of a node with a past comes back only now.
+    put("n2", status(3)).await;
+    let error = ladle::addnodes::run(&ctx, &nodes(1, 2), &Default::default(), &told).await.unwrap_err().to_string();
+    assert!(error.starts_with("node n2 still runs"), "{error}");
+    assert!(load_existing(&ctx).await.unwrap().operation.is_none());
+}
+
+#[tokio::test]
+async fn living_keepers_of_an_earlier_group_are_never_overwritten() {
+    let ctx = memory().await;
+    make_cluster(&ctx, &spec("", "")).await;
+    let key = "stolon/cluster/clover-1-n1/keepers/info/keeper_0";
+    for record in [r#"{"uid":"keeper_0","clusterUID":"abc"}"#, "{"] {
+        ctx.store.put(key, record.as_bytes(), None).await.unwrap();
+        for force in [false, true] {
+            let error = add(&ctx, &nodes(1, 2), Outside { force, ..outside() }).await.unwrap_err().to_string();
+            assert!(error.contains("keeper keeper_0 of an earlier group clover-1-n1 still runs"), "{error}");
+            assert!(ctx.store.get(key).await.unwrap().is_some());
+        }
+    }
+    // One that waits for its first cluster has nothing to lose.
+    ctx.store.put(key, br#"{"uid":"keeper_0"}"#, None).await.unwrap();
+    add(&ctx, &nodes(1, 2), outside()).await.unwrap();
+}
