@@ -144,6 +144,13 @@ pub struct Standby {
     pub sync: bool,
 }
 
+/// Statements with passwords must not come into PostgreSQL's log, whatever the instance's parameters are. The server
+/// decides about logging for a whole query string before it runs the first statement of it, so these go ahead.
+const LOG_NO_STATEMENTS: &str = "SET log_statement = 'none'; SET log_min_duration_statement = -1; \
+    SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0; SET log_min_error_statement = 'panic'; \
+    SET debug_print_parse = off; SET debug_print_rewritten = off; SET debug_print_plan = off; \
+    SET password_encryption = 'scram-sha-256'";
+
 /// A timeline of a standby: what its receiver gets if it has one, and never less than the control file says.
 const SNAPSHOT: &str = "\
     SELECT r.recovery, s.system_identifier::text, \
@@ -305,21 +312,17 @@ impl Session {
     /// # Errors
     /// A statement fails.
     pub async fn set_up_roles(&self, su: &Account, repl: &Account) -> Result<()> {
-        // No logging of statements: they hold the passwords.
-        let mut sql = String::from(
-            "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'; \
-             SET password_encryption = 'scram-sha-256';",
-        );
         let password = |account: &Account| match account.password.is_empty() {
             true => String::new(),
             false => format!(" PASSWORD {}", literal(account.password.reveal())),
         };
         let name = ident(&repl.user);
-        if su.user == repl.user {
-            sql += &format!("ALTER ROLE {name} REPLICATION{};", password(su));
+        let sql = if su.user == repl.user {
+            format!("ALTER ROLE {name} REPLICATION{}", password(su))
         } else {
-            sql += &format!("CREATE ROLE {name} LOGIN REPLICATION{};", password(repl));
-        }
+            format!("CREATE ROLE {name} LOGIN REPLICATION{}", password(repl))
+        };
+        self.run("keep passwords out of the log", LOG_NO_STATEMENTS).await?;
         self.run("set up roles", &sql).await
     }
 }
