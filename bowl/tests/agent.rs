@@ -94,7 +94,8 @@ impl Fixture {
     }
     async fn found(&self) {
         let spec = r#"{"FormatVersion":1,"LadleSpec":{"StoreConnInfo":{"Endpoints":"http://e:1"},"DataDir":"/d"},
-            "ClusterSpec":{"PgSuUsername":"postgres","PgReplUsername":"repluser"}}"#;
+            "ClusterSpec":{"PgSuUsername":"postgres","PgSuAuthMethod":"trust","PgReplUsername":"repluser",
+              "PgReplAuthMethod":"trust"}}"#;
         self.put(keys().spec(), spec).await;
     }
     async fn lay_out(&self, generation: u64, port: u16) {

@@ -10,14 +10,14 @@ use std::fmt;
 /// How a PostgreSQL user proves who it is; a method of pg_hba.conf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AuthMethod {
-    /// No proof. The original's default, kept for its users' files; warned of.
-    #[default]
+    /// No proof. The original's default; here it must be asked for by name, and is warned of.
     #[serde(rename = "trust")]
     Trust,
     /// MD5, or SCRAM where the stored secret is one.
     #[serde(rename = "md5")]
     Md5,
     /// SCRAM.
+    #[default]
     #[serde(rename = "scram-sha-256")]
     ScramSha256,
 }
@@ -68,7 +68,8 @@ pub struct ClusterSpec {
     pub pg_su_auth_method: AuthMethod,
     /// The superuser's password; needed unless the method is trust.
     pub pg_su_password: Password,
-    /// The superuser, the same in all groups; by default the OS user of `init`.
+    /// The superuser, the same in all groups; by default the OS user of `init`, or `postgres` for
+    /// root, as whom PostgreSQL does not run.
     pub pg_su_username: String,
     /// The replication user's authentication.
     pub pg_repl_auth_method: AuthMethod,
@@ -103,6 +104,8 @@ pub(crate) const CLUSTER_MEMBERS: Known = Known(&[
 pub const SAMPLE_PASSWORD: &str = "!!!CHANGE_ME!!!";
 /// Default replication user.
 pub const DEFAULT_REPL_USER: &str = "repluser";
+/// The user that PostgreSQL runs as when root starts it.
+const DATABASE_OWNER: &str = "postgres";
 /// The only database that Shardman works in.
 pub const DATABASE: &str = "postgres";
 /// The parameter that carries a group's own number; set by the tools, per group.
@@ -133,7 +136,8 @@ impl ClusterSpec {
         warnings: &mut Vec<String>,
     ) -> Result<(), SpecError> {
         if self.pg_su_username.is_empty() {
-            os_user.clone_into(&mut self.pg_su_username);
+            let user = if os_user == "root" { DATABASE_OWNER } else { os_user };
+            user.clone_into(&mut self.pg_su_username);
         }
         if self.pg_repl_username.is_empty() {
             DEFAULT_REPL_USER.clone_into(&mut self.pg_repl_username);
@@ -158,7 +162,8 @@ impl ClusterSpec {
                 ));
             } else if password.is_empty() {
                 return Err(SpecError::new(format!(
-                    "ClusterSpec.{who}Password is missing, and {who}AuthMethod {method} needs one"
+                    "ClusterSpec.{who}Password is missing and {who}AuthMethod {method} needs one; write it, or ask \
+                     for \"{who}AuthMethod\": \"trust\" by name"
                 )));
             } else if password.reveal() == SAMPLE_PASSWORD {
                 warnings.push(format!("{who}Password still is the sample's {SAMPLE_PASSWORD}; change it"));

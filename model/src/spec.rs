@@ -177,6 +177,9 @@ impl LadleSpec {
         if self.store_conn_info.endpoints.is_empty() {
             return fail("LadleSpec.StoreConnInfo.Endpoints is empty; name etcd's URLs".into());
         }
+        if self.data_dir.is_empty() {
+            return fail("LadleSpec.DataDir is missing; write it, or give --default-data-dir".into());
+        }
         if !self.data_dir.starts_with('/') {
             return fail(format!("LadleSpec.DataDir must be an absolute path, it is \"{}\"", self.data_dir));
         }
@@ -258,7 +261,11 @@ mod tests {
             format!(r#"{{"LadleSpec": {{"DataDir": "/d", {inner}}}, "ClusterSpec": {{"UseProxy": true}}}}"#)
         };
         for (text, part) in [
-            ("{}".to_owned(), "DataDir"),
+            ("{}".to_owned(), "LadleSpec.DataDir is missing; write it, or give --default-data-dir"),
+            (
+                r#"{"LadleSpec": {"DataDir": "/d"}}"#.to_owned(),
+                r#"PgSuPassword is missing and PgSuAuthMethod scram-sha-256 needs one; write it, or ask for "PgSuAuthMethod": "trust" by name"#,
+            ),
             ("[]".to_owned(), "must be an object"),
             ("{".to_owned(), "not JSON"),
             (r#"{"LadleSpecs": {}}"#.to_owned(), "did you mean LadleSpec?"),
@@ -283,11 +290,13 @@ mod tests {
                 "PgSuPassword",
             ),
             (
-                r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgReplAuthMethod": "md5"}}"#.to_owned(),
+                r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgSuAuthMethod": "trust"}}"#.to_owned(),
                 "PgReplPassword",
             ),
             (
-                r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"StolonSpec": {"maxStandbys": 0}}}"#.to_owned(),
+                r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgSuAuthMethod": "trust",
+                    "PgReplAuthMethod": "trust", "StolonSpec": {"maxStandbys": 0}}}"#
+                    .to_owned(),
                 "maxStandbys",
             ),
             (
@@ -304,17 +313,20 @@ mod tests {
 
     #[test]
     fn null_is_absent_and_cross_is_clover() {
-        let text =
-            r#"{"LadleSpec": {"DataDir": "/d", "Repfactor": null, "PlacementPolicy": "cross"}, "ClusterSpec": null}"#;
+        let text = r#"{"LadleSpec": {"DataDir": "/d", "Repfactor": null, "PlacementPolicy": "cross"},
+            "ClusterSpec": {"PgSuUsername": null, "PgSuAuthMethod": "trust", "PgReplPassword": "x"}}"#;
         let spec = parse(text).unwrap().spec;
         assert_eq!(spec.ladle_spec.repfactor, 1);
         assert_eq!(spec.cluster_spec.pg_su_username, "ubuntu");
+        assert_eq!(spec.cluster_spec.pg_repl_auth_method, crate::clusterspec::AuthMethod::ScramSha256);
+        let root = InitDefaults { os_user: "root".into(), ..defaults() };
+        assert_eq!(InitSpec::parse(text, &root).unwrap().spec.cluster_spec.pg_su_username, "postgres");
     }
 
     #[test]
     fn doubtful_settings_are_warned_of() {
         let warnings = parse(
-            r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgReplAuthMethod": "scram-sha-256",
+            r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgSuAuthMethod": "trust",
             "PgReplPassword": "!!!CHANGE_ME!!!", "StolonSpec": {"synchronousReplication": false,
             "pgParameters": {"shardman.rgid": "7"}}}}"#,
         )

@@ -6,6 +6,9 @@ use e2e::playground::{Playground, bin_dir};
 use std::process::{Command, Output};
 use testkit::etcd::Etcd;
 
+/// The least specification that can be initialised: no authentication must be asked for by name.
+const TRUST: &str = r#"{"ClusterSpec": {"PgSuAuthMethod": "trust", "PgReplAuthMethod": "trust"}}"#;
+
 fn run(program: &str, endpoints: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(bin_dir().join(program));
     command.args(["--store-endpoints", endpoints, "--request-timeout", "1"]).args(arguments).output().unwrap()
@@ -28,7 +31,11 @@ async fn specifications_and_nodes() {
         (r#"{"LadleSpec": {"Colour": 1}}"#, "unknown member LadleSpec.Colour"),
         (r#"{"LadleSpec": {"Repfactor": "one"}}"#, "Repfactor"),
         (r#"{"LadleSpec": {"PGsInitialPort": 5433}, "ClusterSpec": {"UseProxy": true}}"#, "overlap"),
-        (r#"{"ClusterSpec": {"StolonSpec": {"maxStandbys": 0}}}"#, "maxStandbys"),
+        ("{}", "PgSuPassword is missing"),
+        (
+            r#"{"ClusterSpec": {"PgSuPassword": "a", "PgReplPassword": "b", "StolonSpec": {"maxStandbys": 0}}}"#,
+            "maxStandbys",
+        ),
         ("{", "not JSON"),
     ] {
         let (code, line) = refusal(&init(spec));
@@ -48,7 +55,7 @@ async fn specifications_and_nodes() {
     let add = |nodes: &str| run("shardmanctl", &etcd.endpoints(), &["nodes", "add", "-n", nodes]);
     let (code, line) = refusal(&add("n1,n2"));
     assert_eq!((code, line.contains("init")), (Some(1), true), "no cluster yet: {line}");
-    assert!(init("{}").status.success());
+    assert!(init(TRUST).status.success());
     let keys = get("shardman/");
     for (nodes, part) in
         [("n1", "multiple of 2"), ("n1,n1", "n1"), ("n1,", ""), ("n1,a/b", "a/b"), ("n1,n2,n3", "multiple of 2")]
@@ -57,7 +64,7 @@ async fn specifications_and_nodes() {
         assert!(code == Some(1) || code == Some(2), "{line}");
         assert!(line.contains(part), "{nodes} gave {line}");
     }
-    let (code, line) = refusal(&init("{}"));
+    let (code, line) = refusal(&init(TRUST));
     assert_eq!((code, line.contains("exists already")), (Some(1), true), "{line}");
     assert_eq!(get("shardman/"), keys, "nothing was written");
 
@@ -77,7 +84,7 @@ fn an_unreachable_store() {
         ("shardmanctl", &["status"][..]),
         ("shardmanctl", &["getconnstr"]),
         ("shardmanctl", &["forall", "--sql", "select 1"]),
-        ("shardmanctl", &["init", "{}"]),
+        ("shardmanctl", &["init", TRUST]),
         ("shardmanctl", &["nodes", "add", "-n", "n1,n2"]),
         ("ladle", &["layout"]),
     ] {

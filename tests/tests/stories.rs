@@ -107,7 +107,8 @@ fn check_commands(playground: &Playground) {
     let env = std::fs::read_to_string(format!("{}/env", playground.path())).unwrap();
     assert!(env.contains(&format!("export SDM_STORE_ENDPOINTS='{}'", playground.endpoints())), "{env}");
 
-    let output = playground.try_shardmanctl(&["init", "{}"]).unwrap();
+    let spec = r#"{"ClusterSpec": {"PgSuAuthMethod": "trust", "PgReplAuthMethod": "trust"}}"#;
+    let output = playground.try_shardmanctl(&["init", spec]).unwrap();
     assert_eq!(output.status.code(), Some(1), "a second init is refused");
     assert!(String::from_utf8_lossy(&output.stderr).contains("exists already"));
     let output = playground.try_shardmanctl(&["nodes", "add", "-n", "node1,node9"]).unwrap();
