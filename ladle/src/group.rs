@@ -117,6 +117,7 @@ impl Group {
         let session = pg::connect(&endpoints, login, pg::connect::TIMEOUT)
             .await
             .map_err(|source| Error::Connect { group: self.name.clone(), source })?;
+        // A round trip of its own, before any statement that holds a secret.
         session.batch_execute(&session_settings()).await.map_err(self.sql("set up a session"))?;
         let row =
             session.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(self.sql("look for the master"))?;
@@ -141,12 +142,30 @@ impl Group {
     }
 }
 
+/// Settings of a superuser's session that writes nothing of its statements and their parameters into the server's
+/// log, whatever the cluster's configuration asks for.
+const QUIET_SETTINGS: [(&str, &str); 8] = [
+    ("log_statement", "none"),
+    ("log_min_error_statement", "panic"),
+    ("log_min_duration_statement", "-1"),
+    ("log_min_duration_sample", "-1"),
+    ("log_transaction_sample_rate", "0"),
+    ("log_duration", "off"),
+    ("log_parameter_max_length", "0"),
+    ("log_parameter_max_length_on_error", "0"),
+];
+
+/// [`QUIET_SETTINGS`] for `PGOPTIONS`.
+pub(crate) fn quiet_options() -> String {
+    QUIET_SETTINGS.map(|(name, value)| format!("-c {name}={value}")).join(" ")
+}
+
 /// The tools' own statements are not for other groups, contain passwords that no log may show, and must not depend
 /// on what the cluster's configuration says about sessions.
 fn session_settings() -> String {
+    let quiet = QUIET_SETTINGS.map(|(name, value)| format!("SET {name} = '{value}'")).join("; ");
     format!(
-        "SET shardman.broadcast_utility = off; SET log_statement = 'none'; SET log_min_error_statement = 'panic'; \
-         SET search_path = public; SET statement_timeout = {}; SET lock_timeout = 0; \
+        "{quiet}; SET shardman.broadcast_utility = off; SET search_path = public; SET statement_timeout = {}; SET lock_timeout = 0; \
          SET idle_in_transaction_session_timeout = 0; SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off",
         STATEMENT_LIMIT.as_millis()

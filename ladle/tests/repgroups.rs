@@ -47,7 +47,9 @@ async fn protect(server: &Postgres) {
     let client = server.connect().await.unwrap();
     let secret = pg::quote::literal(PASSWORD);
     client.batch_execute(&format!("SET log_statement = none; ALTER ROLE postgres PASSWORD {secret}")).await.unwrap();
-    client.batch_execute("ALTER SYSTEM SET log_statement = ddl").await.unwrap();
+    for setting in ["log_statement = ddl", "log_min_duration_statement = 0", "log_parameter_max_length_on_error = -1"] {
+        client.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
+    }
     std::fs::write(server.data_dir().join("pg_hba.conf"), "host all all all scram-sha-256\n").unwrap();
     client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
 }

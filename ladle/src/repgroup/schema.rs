@@ -2,12 +2,14 @@
 
 use super::recover::Member;
 use crate::error::Error;
-use crate::group::Group;
+use crate::group::{Group, quiet_options};
 use pg::{Endpoint, Login, Session};
 use std::fmt::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -151,7 +153,7 @@ impl Tools {
             .args(["--no-password", "--host", &on.host, "--port", &on.port.to_string(), "--username", &self.user])
             .env("PGPASSFILE", &self.passfile.path)
             .env("PGAPPNAME", "ladle")
-            .env("PGOPTIONS", "-c shardman.broadcast_utility=off -c log_statement=none -c log_min_error_statement=panic -c statement_timeout=0")
+            .env("PGOPTIONS", format!("-c shardman.broadcast_utility=off -c statement_timeout=0 {}", quiet_options()))
             .env_remove("PGSERVICE")
             .env_remove("PGPASSWORD")
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
@@ -184,18 +186,55 @@ fn last_error(stderr: &[u8]) -> String {
     text.lines().rfind(telling).unwrap_or("it did not say why").trim().to_owned()
 }
 
-/// A password file in libpq's format; removed when it is dropped.
+/// A password file in libpq's format; removed when it is dropped, and by a later command when this one is killed.
 struct PassFile {
     path: PathBuf,
+    /// Locked as long as we live: what tells a file in use from one left over, over all namespaces of processes.
+    file: File,
+}
+
+/// Followed by a random uuid.
+const PASSFILE_PREFIX: &str = "ladle-";
+/// A younger file may be one that is just being made and not locked yet.
+const PASSFILE_AGE: Duration = Duration::from_secs(60);
+
+/// Removes password files that killed commands of the same user have left.
+fn remove_leftovers(directory: &Path, min_age: Duration) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(PASSFILE_PREFIX));
+        // Exactly as we write them.
+        if random.is_some_and(|text| uuid::Uuid::parse_str(text).is_ok_and(|uuid| uuid.to_string() == text))
+            && is_left_over(&entry.path(), min_age).unwrap_or(false)
+        {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn is_left_over(path: &Path, min_age: Duration) -> std::io::Result<bool> {
+    let own = std::fs::metadata("/proc/self")?.uid();
+    let found = std::fs::symlink_metadata(path)?;
+    let old = found.modified()?.elapsed().is_ok_and(|age| age >= min_age);
+    if !found.is_file() || found.uid() != own || found.permissions().mode() & 0o7777 != 0o600 || !old {
+        return Ok(false);
+    }
+    let file = File::open(path)?;
+    let opened = file.metadata()?;
+    // Not a link that has taken its place meanwhile.
+    Ok((opened.dev(), opened.ino()) == (found.dev(), found.ino()) && file.try_lock().is_ok())
 }
 
 impl PassFile {
     fn create(login: &Login) -> std::io::Result<Self> {
         use std::io::Write as _;
-        let path = std::env::temp_dir().join(format!("ladle-{}", uuid::Uuid::new_v4()));
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        let passfile = PassFile { path };
-        file.write_all(passfile_line(&login.user, login.password.reveal()).as_bytes())?;
+        remove_leftovers(&std::env::temp_dir(), PASSFILE_AGE);
+        let path = std::env::temp_dir().join(format!("{PASSFILE_PREFIX}{}", uuid::Uuid::new_v4()));
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut passfile = PassFile { path, file };
+        passfile.file.lock()?;
+        passfile.file.write_all(passfile_line(&login.user, login.password.reveal()).as_bytes())?;
         Ok(passfile)
     }
 }
@@ -243,11 +282,45 @@ mod tests {
         assert_eq!(passfile_line("a:b", "c\\d"), "*:*:*:a\\:b:c\\\\d\n");
         let login = Login { user: "u".into(), password: "p".into(), application: "ladle".into() };
         let file = PassFile::create(&login).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file.path).unwrap().permissions());
+        let mode = std::fs::metadata(&file.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let path = file.path.clone();
         drop(file);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_own_files_that_nobody_uses_are_left_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: String, mode: u32| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "secret").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let uuid = uuid::Uuid::new_v4;
+        let left = write(format!("ladle-{}", uuid()), 0o600);
+        let used = write(format!("ladle-{}", uuid()), 0o600);
+        let lock = File::open(&used).unwrap();
+        lock.lock().unwrap();
+        let kept = [
+            used,
+            write(format!("ladle-{}", uuid()), 0o644),
+            write(format!("ladle-{}x", uuid()), 0o600),
+            write(format!("ladle-{}", uuid().simple()), 0o600),
+            write("ladle-".into(), 0o600),
+            write(format!("other-{}", uuid()), 0o600),
+        ];
+        let link = dir.path().join(format!("ladle-{}", uuid()));
+        std::os::unix::fs::symlink(&kept[5], &link).unwrap();
+        remove_leftovers(dir.path(), Duration::from_secs(60));
+        assert!(left.exists(), "it is too young");
+        remove_leftovers(dir.path(), Duration::ZERO);
+        assert!(!left.exists());
+        assert!(kept.iter().chain([&link]).all(|path| path.exists()));
+        drop(lock);
+        remove_leftovers(dir.path(), Duration::ZERO);
+        assert!(!kept[0].exists());
     }
 
     #[test]
