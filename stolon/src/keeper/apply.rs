@@ -3,13 +3,13 @@
 use super::datadir::{DbState, write_file};
 use super::error::{KeeperError, Result, io};
 use super::machine::{Interest, Machine};
-use super::plan::{Attempt, Files, Resync, Step};
+use super::plan::{Files, Step};
 use super::postgres::binaries;
-use super::postgres::conninfo::{self, Source};
 use super::postgres::process::{self, StartOptions};
-use super::postgres::sql::{self, Session, Target};
-use super::probe::{is_other_branch, parse_history};
-use model::stolon::{NewConfig, TimelineHistory};
+use super::postgres::sql::{self, Target};
+use super::trash;
+use chrono::Utc;
+use model::stolon::NewConfig;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,8 +22,6 @@ const POLL: Duration = Duration::from_millis(20);
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 /// How long PostgreSQL may take to read its files.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
-/// How long a rewound standby may take to stream from a server that can be reached.
-const STREAM_LIMIT: Duration = Duration::from_secs(20);
 
 impl Machine {
     /// Does one step.
@@ -38,7 +36,8 @@ impl Machine {
                 self.apply_save_state(DbState { uid, generation: 0, initializing: false, init_pg_parameters })
             }
             Step::Stop(why) => self.apply_stop(why).await,
-            Step::Wipe => self.wipe(),
+            Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
+            Step::DeleteGarbage => trash::delete_garbage(&self.dir.pgdata()),
             Step::Initdb(config) => self.apply_initdb(&config).await,
             Step::StartForSetup(files) => self.apply_start_for_setup(&files).await,
             Step::ReadParameters => {
@@ -49,6 +48,7 @@ impl Machine {
                 Ok(())
             }
             Step::SetUpRoles => self.sql().await?.set_up_roles(&self.config.su, &self.config.repl).await,
+            Step::CheckSource(resync) => self.apply_check_source(&resync).await,
             Step::Resync(resync) => self.apply_resync(&resync, interest).await,
             Step::SetSyncWait(wait) => {
                 if wait {
@@ -77,47 +77,19 @@ impl Machine {
         Ok(())
     }
 
-    fn apply_save_state(&mut self, state: DbState) -> Result<()> {
+    pub(super) fn apply_save_state(&mut self, state: DbState) -> Result<()> {
         self.dir.save_db(&state)?;
         self.state = state;
         self.tell();
         Ok(())
     }
 
-    async fn apply_stop(&mut self, why: &str) -> Result<()> {
+    pub(super) async fn apply_stop(&mut self, why: &str) -> Result<()> {
         info!(why, "stopping postgres");
         self.session.close().await;
         process::stop(&self.dir.pgdata()).await?;
         self.set_postmaster(None);
         Ok(())
-    }
-
-    /// Deletes the data directory; only ever this one, never through a link, never under a running server.
-    fn wipe(&self) -> Result<()> {
-        let pgdata = self.dir.pgdata();
-        let metadata = match std::fs::symlink_metadata(&pgdata) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return io(Err(error), "look at", &pgdata),
-        };
-        if metadata.is_symlink() {
-            return Err(KeeperError::Other(format!(
-                "{} is a symbolic link, so its data is not deleted; make it a directory or mount the volume there",
-                pgdata.display()
-            )));
-        }
-        if process::find(&pgdata).is_some() {
-            return Err(KeeperError::Other(format!(
-                "postgres runs in {}, so its data is not deleted",
-                pgdata.display()
-            )));
-        }
-        warn!(directory = %pgdata.display(), "deleting the data directory");
-        // A mount point can be emptied but not removed.
-        match std::fs::remove_dir_all(&pgdata) {
-            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
-            other => io(other, "delete", &pgdata),
-        }
     }
 
     async fn apply_initdb(&mut self, config: &NewConfig) -> Result<()> {
@@ -166,12 +138,12 @@ impl Machine {
         .await
     }
 
-    fn apply_mark_standby(&mut self) -> Result<()> {
+    pub(super) fn apply_mark_standby(&mut self) -> Result<()> {
         let signal = self.dir.pgdata().join("standby.signal");
         if signal.exists() { Ok(()) } else { write_file(&signal, b"") }
     }
 
-    fn apply_write_files(&mut self, files: &Files) -> Result<()> {
+    pub(super) fn apply_write_files(&mut self, files: &Files) -> Result<()> {
         let Files { conf, hba } = files;
         let pgdata = self.dir.pgdata();
         self.reload_owed = true;
@@ -179,7 +151,7 @@ impl Machine {
         write_file(&pgdata.join("pg_hba.conf"), hba.as_bytes())
     }
 
-    async fn apply_start(&mut self, settings: Vec<String>) -> Result<()> {
+    pub(super) async fn apply_start(&mut self, settings: Vec<String>) -> Result<()> {
         self.session.close().await;
         let pgdata = self.dir.pgdata();
         super::datadir::make_private_dir(&self.config.socket_dir)?;
@@ -299,175 +271,11 @@ impl Machine {
         });
         Ok(())
     }
-
-    async fn apply_resync(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
-        let source = if resync.attempt == Attempt::BaseBackup {
-            &resync.followed
-        } else {
-            resync.master.as_ref().unwrap_or(&resync.followed)
-        };
-        self.check_source(resync, source).await?;
-        self.apply_save_state(DbState { uid: resync.db.clone(), initializing: true, ..Default::default() })?;
-        let work = self.copy_data(resync, source);
-        // Dropping the work kills the program that copies; what it leaves is marked as garbage.
-        let view = self.interrupted(interest, false);
-        let result = tokio::select! {
-            result = work => result,
-            () = view => Err(KeeperError::NotYet("the copy is given up: the cluster wants something else now".into())),
-        };
-        match result? {
-            Copied::Ready => self.apply_write_standby(resync),
-            Copied::Try => self.verify_or_back_up(resync, interest).await,
-        }
-    }
-
-    fn apply_write_standby(&mut self, resync: &Resync) -> Result<()> {
-        self.apply_mark_standby()?;
-        self.apply_write_files(&resync.files)
-    }
-
-    /// The source must be a primary and have our slot before anything of ours is deleted.
-    async fn check_source(&self, resync: &Resync, source: &Source) -> Result<()> {
-        let not_yet =
-            |why: String| Err(KeeperError::NotYet(format!("waiting for {}:{}: {why}", source.host, source.port)));
-        let session = match self.connect_source(source).await {
-            Ok(session) => session,
-            Err(KeeperError::Sql { source: error, .. }) if refuses_user(&error) => {
-                warn!("the source does not let the superuser in from here, copying from it without asking");
-                return Ok(());
-            }
-            Err(error) => return not_yet(error.to_string()),
-        };
-        if resync.attempt != Attempt::BaseBackup {
-            if session.in_recovery().await? {
-                return not_yet("it is not promoted yet".into());
-            }
-            session.checkpoint().await?;
-        }
-        if *source == resync.followed && !session.slots().await?.contains(&resync.slot) {
-            return not_yet(format!("its keeper has not created the replication slot {} yet", resync.slot));
-        }
-        Ok(())
-    }
-
-    async fn source_history(&self, source: &Source) -> Result<Vec<TimelineHistory>> {
-        let session = self.connect_source(source).await?;
-        let timeline = session.snapshot().await?.timeline;
-        Ok(parse_history(&session.history(timeline).await?))
-    }
-
-    async fn connect_source(&self, source: &Source) -> Result<Session> {
-        let port = source.port.parse();
-        let port = port.map_err(|_| {
-            KeeperError::Other(format!("the port \"{}\" of the followed db is not a number", source.port))
-        })?;
-        let target = Target { host: source.host.clone(), port, ..self.target.clone() };
-        sql::connect(&target, || ()).await
-    }
-
-    async fn copy_data(&self, resync: &Resync, source: &Source) -> Result<Copied> {
-        match resync.attempt {
-            Attempt::BaseBackup => {}
-            Attempt::Start => return Ok(Copied::Try),
-            Attempt::Rewind => match self.rewind(resync, source).await {
-                Ok(()) => return Ok(Copied::Try),
-                Err(error) => warn!(%error, "the rewind failed, making a base backup instead"),
-            },
-        }
-        self.base_backup(resync).await?;
-        Ok(Copied::Ready)
-    }
-
-    async fn rewind(&self, resync: &Resync, source: &Source) -> Result<()> {
-        let started = Instant::now();
-        let pgdata = self.dir.pgdata();
-        // A link here but a file there would stop pg_rewind.
-        process::remove_file(&pgdata.join("postgresql.auto.conf"))?;
-        // Single-user recovery, which pg_rewind runs after a crash, refuses to work with it.
-        process::remove_file(&pgdata.join("standby.signal"))?;
-        let passfile = self.setup.passfile.as_deref();
-        let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, passfile, "postgres");
-        let mut command = self.binaries.command("pg_rewind");
-        command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
-        binaries::run("pg_rewind", command).await?;
-        sync_data(pgdata).await?;
-        info!(milliseconds = millis(started), "rewound to the primary's history");
-        Ok(())
-    }
-
-    async fn base_backup(&self, resync: &Resync) -> Result<()> {
-        let started = Instant::now();
-        self.wipe()?;
-        let passfile = self.setup.passfile.as_deref();
-        let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, passfile, "");
-        let mut command = self.binaries.command("pg_basebackup");
-        command.arg("-D").arg(self.dir.pgdata()).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
-        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]);
-        match binaries::run("pg_basebackup", command).await {
-            Ok(()) => {
-                sync_data(self.dir.pgdata()).await?;
-                info!(milliseconds = millis(started), "made a base backup");
-            }
-            Err(KeeperError::Tool { tail, .. })
-                if tail.contains("replication slot") && tail.contains("does not exist") =>
-            {
-                return Err(KeeperError::NotYet(
-                    "the followed db's keeper has not created our replication slot yet".into(),
-                ));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// Starts data that should be able to follow; if it can't, makes a base backup.
-    async fn verify_or_back_up(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
-        self.apply_write_standby(resync)?;
-        match self.verify(resync).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                warn!(%error, "the old data can't follow, making a base backup instead");
-                self.apply_stop("its data can't follow").await?;
-                let result = tokio::select! {
-                    result = self.base_backup(resync) => result,
-                    () = self.interrupted(interest, false) => Err(KeeperError::NotYet("the copy is given up: the cluster wants something else now".into())),
-                };
-                result?;
-                self.apply_write_standby(resync)
-            }
-        }
-    }
-
-    async fn verify(&mut self, resync: &Resync) -> Result<()> {
-        self.apply_start(Vec::new()).await?;
-        let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
-        process::wait_ready(&postmaster, &self.dir.pgdata(), resync.ready_limit).await?;
-        let deadline = Instant::now() + STREAM_LIMIT;
-        // Where the followed server's timelines end; unknown if it can't be asked.
-        let history = self.source_history(&resync.followed).await.unwrap_or_default();
-        loop {
-            let snapshot = self.sql().await?.snapshot().await?;
-            if is_other_branch(snapshot.timeline, snapshot.lsn, &history) {
-                return Err(KeeperError::Other("it went on where the followed db's timeline turned off".into()));
-            }
-            if snapshot.receiving && snapshot.timeline >= resync.timeline {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                // A source that is gone is no fault of our data.
-                return match self.connect_source(&resync.followed).await {
-                    Ok(_) => Err(KeeperError::Other("it does not stream from the followed db".into())),
-                    Err(_) => Ok(()),
-                };
-            }
-            tokio::time::sleep(POLL * 2).await;
-        }
-    }
 }
 
 /// Makes everything that a program wrote with `--no-sync` durable. One call per file system takes a tenth of the time
 /// that the programs' own thousand calls, one per file, take.
-async fn sync_data(pgdata: PathBuf) -> Result<()> {
+pub(super) async fn sync_data(pgdata: PathBuf) -> Result<()> {
     let work = tokio::task::spawn_blocking(move || {
         let linked =
             std::fs::read_dir(pgdata.join("pg_tblspc")).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -480,20 +288,6 @@ async fn sync_data(pgdata: PathBuf) -> Result<()> {
     work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("sync the data directory: {error}"))))
 }
 
-/// The server answered, but this user may not connect from here.
-fn refuses_user(error: &tokio_postgres::Error) -> bool {
-    // Class 28: invalid authorization.
-    error.code().is_some_and(|code| code.code().starts_with("28"))
-}
-
-/// What copying ended with.
-enum Copied {
-    /// A base backup: good by itself.
-    Ready,
-    /// The old data, which has to prove that it can follow.
-    Try,
-}
-
-fn millis(since: Instant) -> u64 {
+pub(super) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

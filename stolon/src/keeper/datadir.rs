@@ -68,6 +68,10 @@ impl KeeperDir {
     pub fn pgdata(&self) -> PathBuf {
         self.root.join("postgres")
     }
+    /// Where a copy is made that will take the data directory's place.
+    pub fn fresh_pgdata(&self) -> PathBuf {
+        self.root.join("postgres.new")
+    }
     /// Passwords for libpq, so that they appear neither in arguments nor in PostgreSQL's configuration.
     pub fn passfile(&self) -> PathBuf {
         self.root.join("pgpass")

@@ -40,6 +40,8 @@ pub struct Machine {
     pub(super) reload_owed: bool,
     pub(super) checkpoint_owed: bool,
     pub(super) parameters: Option<Parameters>,
+    /// The db that is being made, while the data directory is still another one's.
+    at_work: Option<DbUid>,
     pub(super) target: Target,
     pub(super) session: Arc<SharedSession>,
     pub(super) wake: Arc<Notify>,
@@ -118,6 +120,7 @@ impl Machine {
             reload_owed: true,
             checkpoint_owed: false,
             parameters: None,
+            at_work: None,
             target,
             session,
             wake,
@@ -288,14 +291,24 @@ impl Machine {
         self.tell();
     }
 
+    /// Tells the cluster which db is being made.
+    pub(super) fn set_at_work(&mut self, db: DbUid) {
+        self.at_work = Some(db);
+        self.tell();
+    }
+
     /// Lets the probe look at once.
     pub(super) fn acted(&self) {
         self.watched.send_modify(|watched| watched.acted += 1);
     }
 
     /// Tells the probe what to expect.
-    fn expect(&self, data: &ClusterData) {
-        let Some(db) = data.db_of_keeper(&self.setup.uid) else { return };
+    fn expect(&mut self, data: &ClusterData) {
+        let db = data.db_of_keeper(&self.setup.uid);
+        if self.at_work.as_ref() != db.map(|db| &db.uid) {
+            self.at_work = None;
+        }
+        let Some(db) = db else { return };
         let master = db.spec.role == Some(Role::Master);
         let followers = db.spec.followers.iter().filter(|_| master).cloned().collect();
         let sync = db.spec.synchronous_standbys.iter().flatten().filter(|_| master && db.spec.synchronous_replication);
@@ -309,7 +322,11 @@ impl Machine {
 
     /// Tells the publisher what this directory is.
     pub(super) fn tell(&self) {
-        let db = if self.state.initializing {
+        let at_work = self.at_work.clone().filter(|db| *db != self.state.uid);
+        let making = at_work.is_some();
+        let db = if let Some(db) = at_work {
+            (db, 0)
+        } else if self.state.initializing {
             // Not that db's data yet, but its keeper is at work on it.
             (self.state.uid.clone(), 0)
         } else {
@@ -321,7 +338,7 @@ impl Machine {
             (watched.pid, watched.acted)
         };
         self.facts.send_if_modified(|facts| {
-            let new = Facts { cluster_uid, db, pid, acted, ..facts.clone() };
+            let new = Facts { cluster_uid, db, making, pid, acted, ..facts.clone() };
             std::mem::replace(facts, new.clone()) != new
         });
     }

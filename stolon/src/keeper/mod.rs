@@ -19,6 +19,8 @@ pub mod plan;
 pub mod postgres;
 pub mod probe;
 pub mod publish;
+mod resync;
+mod trash;
 
 use crate::access::random_uid;
 use anyhow::{Context as _, bail};
@@ -91,6 +93,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
     let store = args.common.open_store().await?;
     let setup = Setup {
         uid: keeper.uid.clone(),
+        directory: dir.root().display().to_string(),
         boot_uuid: boot_uuid.clone(),
         listen_address: config.listen_address.clone(),
         port: config.port,

@@ -15,17 +15,33 @@ use super::postgres::conninfo::{self, Source};
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
 use model::DbUid;
-use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, Role, SuReplAccess};
+use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, InitMode, Role, SuReplAccess};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Plans one pass. The specification must be that of `data`.
 pub fn plan(setup: &Setup, local: &Local, data: &ClusterData, spec: &EffectiveSpec) -> Plan {
-    let plan = plan_keeper(setup, local, data, spec);
-    if !data.cluster.uid.is_empty() && data.cluster.uid != local.cluster_uid {
-        return plan.before(Step::SaveClusterUid(data.cluster.uid.clone()));
+    if data.cluster.uid.is_empty() || data.cluster.uid == local.cluster_uid {
+        return plan_keeper(setup, local, data, spec);
     }
-    plan
+    if is_foreign(setup, local, spec) {
+        return Plan::problem(format!(
+            "this data directory belongs to stolon cluster {}, but the store describes {}; postgres is left as it is; \
+             to join the new cluster stop this keeper and move {} away",
+            local.cluster_uid, data.cluster.uid, setup.directory
+        ));
+    }
+    plan_keeper(setup, local, data, spec).before(Step::SaveClusterUid(data.cluster.uid.clone()))
+}
+
+/// The store was made again, and our data is of the cluster before. Joining would mean to give the data up, which a lost
+/// or mistaken store must not be able to demand of all copies at once. An operator who names this keeper as the one
+/// whose data goes on is believed.
+fn is_foreign(setup: &Setup, local: &Local, spec: &EffectiveSpec) -> bool {
+    let holds_data = local.data != Data::Missing || !local.state.uid.is_empty();
+    let named = spec.init_mode == InitMode::Existing
+        && spec.existing_config.as_ref().is_some_and(|config| config.keeper_uid == setup.uid);
+    !local.cluster_uid.is_empty() && holds_data && !named
 }
 
 fn plan_keeper(setup: &Setup, local: &Local, data: &ClusterData, spec: &EffectiveSpec) -> Plan {
@@ -45,11 +61,15 @@ fn plan_keeper(setup: &Setup, local: &Local, data: &ClusterData, spec: &Effectiv
         return Plan::waiting("the sentinel does not know this start of the keeper yet");
     }
     let context = Context { setup, local, data, spec, db };
-    if local.state.initializing {
-        return context.discard();
-    }
-    if local.state.uid != db.uid {
+    if local.state.initializing || local.state.uid != db.uid {
         return context.initialize();
+    }
+    if db.generation < local.state.generation {
+        return Plan::problem(format!(
+            "the store asks for generation {} of db {}, but {} was applied here already, so an older copy of the store was \
+             restored; if its contents are right, stop this keeper, set Generation in {}/dbstate to {} and start it",
+            db.generation, db.uid, local.state.generation, setup.directory, db.generation
+        ));
     }
     match db.spec.role {
         Some(Role::Master) => context.master(),
@@ -67,40 +87,57 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// An initialisation that was interrupted left garbage.
-    fn discard(&self) -> Plan {
-        let mut steps: Vec<Step> =
-            self.local.running.map(|_| Step::Stop("its initialisation was interrupted")).into_iter().collect();
-        steps.extend([Step::Wipe, Step::SaveState(DbState::default())]);
-        Plan::then_again(steps)
-    }
-
     fn initialize(&self) -> Plan {
-        if self.local.running.is_some() {
-            // Stopped first, so that the next look sees how it was left.
-            return Plan::then_again([Step::Stop("a new db is assigned to this keeper")]);
-        }
-        match self.db.spec.init_mode {
+        let plan = match self.db.spec.init_mode {
             Some(DbInitMode::New) => self.init_new(),
             Some(DbInitMode::Existing) => self.init_existing(),
             Some(DbInitMode::Resync) => self.resync(),
             Some(DbInitMode::Pitr) => Plan::problem("not implemented yet: init mode pitr"),
             Some(DbInitMode::None) | None => Plan::problem(format!(
                 "this directory holds {}, but db {} of this keeper is to be there already; restore the directory, or run `stolonctl removekeeper`",
-                if self.local.state.uid.is_empty() {
-                    "no db".to_owned()
-                } else {
-                    format!("db {}", self.local.state.uid)
-                },
+                self.held(),
                 self.db.uid
             )),
+        };
+        if self.local.running.is_none() || plan.steps.is_empty() {
+            return plan;
+        }
+        // Stopped first, so that the next look sees how it was left; but a server that runs is not stopped for a source
+        // that is not there.
+        let check = plan.steps.into_iter().find_map(|step| match step {
+            Step::Resync(resync) => Some(Step::CheckSource(resync)),
+            _ => None,
+        });
+        Plan::then_again(check.into_iter().chain([Step::Stop("a new db is assigned to this keeper")]))
+    }
+
+    /// What the data directory holds, in words.
+    fn held(&self) -> String {
+        match &self.local.state {
+            state if state.initializing => format!("what an interrupted initialisation of db {} left", state.uid),
+            state if state.uid.is_empty() => "no db".to_owned(),
+            state => format!("db {}", state.uid),
         }
     }
 
     fn init_new(&self) -> Plan {
+        let DbState { uid, initializing, .. } = &self.local.state;
+        let away = match self.local.data {
+            _ if *initializing && *uid == self.db.uid => Step::DeleteGarbage,
+            Data::Present { .. } if !initializing => {
+                return Plan::problem(format!(
+                    "a new instance is to be made for db {}, but {}/postgres holds {}; move it away if it is not needed",
+                    self.db.uid,
+                    self.setup.directory,
+                    self.held()
+                ));
+            }
+            _ => Step::MoveAway("init"),
+        };
         let mut steps = vec![
+            // Before the mark: marked data of this db may be deleted.
+            away,
             Step::SaveState(DbState { uid: self.db.uid.clone(), initializing: true, ..Default::default() }),
-            Step::Wipe,
             Step::Initdb(self.db.spec.new_config.clone().unwrap_or_default()),
             Step::StartForSetup(self.files(None, true)),
             Step::WaitReady(self.ready_limit()),
@@ -115,6 +152,9 @@ impl Context<'_> {
     fn init_existing(&self) -> Plan {
         if self.local.data == Data::Missing {
             return Plan::problem("init mode existing, but there is no instance in the data directory; put it there");
+        }
+        if self.local.state.initializing {
+            return Plan::problem(format!("init mode existing, but the data directory holds {}", self.held()));
         }
         let mut steps = vec![];
         if self.db.spec.include_previous_config {
@@ -134,6 +174,8 @@ impl Context<'_> {
         let attempt = match self.local.data {
             Data::Present { control, standby }
                 if self.db.spec.use_pgrewind
+                    // An interrupted change of the files can't be taken up again.
+                    && !self.local.state.initializing
                     && master.is_some()
                     && control.system_id.to_string() == followed.status.system_id =>
             {

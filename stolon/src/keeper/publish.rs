@@ -45,6 +45,8 @@ pub struct Facts {
     pub cluster_uid: String,
     /// The db of the data directory and its applied generation.
     pub db: (DbUid, i64),
+    /// That db is still being made: what runs, if anything, is another one.
+    pub making: bool,
     /// The postmaster now: what was seen of another one is not told.
     pub pid: Option<i32>,
     /// Number of the state machine's last action: what was seen before it is not told as its result.
@@ -91,7 +93,7 @@ fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
         port: identity.port.clone(),
         ..Default::default()
     };
-    if !probed.healthy || probed.pid != facts.pid {
+    if facts.making || !probed.healthy || probed.pid != facts.pid {
         return base;
     }
     PostgresState {

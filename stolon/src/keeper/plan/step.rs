@@ -14,6 +14,8 @@ use std::time::Duration;
 pub struct Setup {
     /// This keeper.
     pub uid: KeeperUid,
+    /// Its directory, for messages.
+    pub directory: String,
     /// This start of it.
     pub boot_uuid: String,
     /// `listen_addresses`.
@@ -131,8 +133,10 @@ pub enum Step {
     MarkInitialized(DbUid),
     /// Stop PostgreSQL; why.
     Stop(&'static str),
-    /// Delete the data directory.
-    Wipe,
+    /// Move the data directory to trash; why.
+    MoveAway(&'static str),
+    /// Delete the data directory, which an interrupted initialisation of the same db left.
+    DeleteGarbage,
     /// Make a new instance.
     Initdb(NewConfig),
     /// Start, reachable over the Unix socket only, with the previous configuration underneath.
@@ -141,6 +145,8 @@ pub enum Step {
     ReadParameters,
     /// Create the replication user.
     SetUpRoles,
+    /// Ask the source of a resync whether it can give what is wanted, before anything here is stopped.
+    CheckSource(Box<Resync>),
     /// Become a standby with the followed db's data.
     Resync(Box<Resync>),
     /// Keep normal users out, or not.
@@ -184,7 +190,9 @@ impl Step {
             Step::SaveState(_) => "save state",
             Step::MarkInitialized(_) => "mark initialized",
             Step::Stop(_) => "stop",
-            Step::Wipe => "wipe",
+            Step::MoveAway(_) => "move away",
+            Step::DeleteGarbage => "delete garbage",
+            Step::CheckSource(_) => "check source",
             Step::Initdb(_) => "initdb",
             Step::StartForSetup(_) => "start for setup",
             Step::ReadParameters => "read parameters",

@@ -21,6 +21,7 @@ impl Case {
     fn new(keeper: &str) -> Self {
         let setup = Setup {
             uid: keeper.into(),
+            directory: "/d".into(),
             boot_uuid: "boot".into(),
             listen_address: "127.0.0.1".into(),
             port: 5442,
@@ -155,7 +156,7 @@ fn init_modes() {
     };
     assert_eq!(
         steps("a", |c| fresh(c, DbInitMode::New)),
-        "save state, wipe, initdb, start for setup, wait ready, set up roles, stop, mark initialized, …"
+        "move away, save state, initdb, start for setup, wait ready, set up roles, stop, mark initialized, …"
     );
     let merged = steps("a", |c| {
         fresh(c, DbInitMode::New);
@@ -189,23 +190,99 @@ fn init_modes() {
 }
 
 #[test]
-fn garbage_of_an_interrupted_initialisation_is_deleted() {
-    assert_eq!(steps("a", |c| c.local.state.initializing = true), "stop, wipe, save state, …");
-    assert_eq!(
-        steps("a", |c| {
-            c.local.state.initializing = true;
-            c.local.running = None;
-        }),
-        "wipe, save state, …"
-    );
-    // But not before the sentinel knows this start, nor without a db.
-    assert_eq!(
-        steps("a", |c| {
-            c.local.state.initializing = true;
-            c.setup.boot_uuid = "new".into();
-        }),
-        ""
-    );
+fn an_interrupted_initialisation_is_left_to_the_next_one() {
+    let interrupted = |mode: DbInitMode, uid: &str, change: &dyn Fn(&mut Case)| {
+        let mut case = Case::new("b");
+        case.db().init_mode = Some(mode);
+        case.local.state = DbState { uid: uid.into(), initializing: true, ..Default::default() };
+        case.local.data = present(ControlState::ArchiveRecovery, true);
+        case.local.running = None;
+        change(&mut case);
+        case
+    };
+    let init = "save state, initdb, start for setup, wait ready, set up roles, stop, mark initialized, …";
+    // Its own leftover is garbage; that of another one might hold something.
+    assert_eq!(interrupted(DbInitMode::New, "s", &|_| {}).steps(), format!("delete garbage, {init}"));
+    assert_eq!(interrupted(DbInitMode::New, "x", &|_| {}).steps(), format!("move away, {init}"));
+    assert_eq!(interrupted(DbInitMode::New, "s", &|c| c.local.running = RUNNING).steps(), "stop, …");
+    // A resync begins anew with a copy, which asks the source before anything changes.
+    for uid in ["s", "x"] {
+        let plan = interrupted(DbInitMode::Resync, uid, &|_| {}).plan();
+        let [Step::Resync(resync), Step::MarkInitialized(_)] = &plan.steps[..] else { panic!("{plan:?}") };
+        assert_eq!(resync.attempt, Attempt::BaseBackup);
+    }
+    let running = interrupted(DbInitMode::Resync, "s", &|c| c.local.running = RUNNING);
+    assert_eq!(running.steps(), "check source, stop, …");
+    for mode in [DbInitMode::None, DbInitMode::Existing] {
+        let case = interrupted(mode, "s", &|c| c.local.running = RUNNING);
+        assert_eq!(case.steps(), "");
+        assert!(case.plan().problem.is_some());
+    }
+    // Nothing happens before the sentinel knows this start.
+    assert_eq!(interrupted(DbInitMode::New, "s", &|c| c.setup.boot_uuid = "new".into()).steps(), "");
+}
+
+#[test]
+fn a_store_that_was_made_again_takes_no_data() {
+    type Change = fn(&mut Case);
+    let holds: [(&str, Change); 3] = [
+        ("data and state", |_| {}),
+        ("data only", |c| c.local.state = DbState::default()),
+        ("state only", |c| c.local.data = Data::Missing),
+    ];
+    for mode in [DbInitMode::New, DbInitMode::Existing, DbInitMode::Resync, DbInitMode::None] {
+        for (what, change) in holds {
+            for running in [RUNNING, None] {
+                let mut case = Case::new("b");
+                case.db().init_mode = Some(mode);
+                case.local.running = running;
+                case.local.cluster_uid = "before".into();
+                change(&mut case);
+                let plan = case.plan();
+                assert!(plan.steps.is_empty(), "{what}: {:?}", plan.steps);
+                assert!(plan.problem.is_some_and(|text| text.contains("before") && text.contains("move /d away")));
+            }
+        }
+    }
+    let adopts = |change: Change| {
+        let mut case = Case::new("b");
+        case.local.cluster_uid = "before".into();
+        change(&mut case);
+        case.plan().steps.first() == Some(&Step::SaveClusterUid("cluster".into()))
+    };
+    assert!(adopts(|c| (c.local.state, c.local.data) = (DbState::default(), Data::Missing)), "nothing to lose");
+    assert!(adopts(|c| c.local.cluster_uid.clear()), "data of nobody");
+    // The operator named this keeper as the one whose data goes on.
+    let named = |keeper: &str| {
+        let spec = json!({"initMode": "existing", "existingConfig": {"keeperUID": keeper}});
+        let mut case = Case::new("b");
+        case.local.cluster_uid = "before".into();
+        *case.data.cluster.spec.as_mut().unwrap() = serde_json::from_value(spec).unwrap();
+        case.plan().problem.is_none()
+    };
+    assert!(named("b") && !named("a"));
+}
+
+#[test]
+fn an_older_copy_of_the_store_is_noticed() {
+    for running in [RUNNING, None] {
+        let mut case = Case::new("a");
+        case.local.running = running;
+        case.local.state.generation = 4;
+        assert!(case.steps().is_empty() && case.plan().problem.is_some());
+    }
+}
+
+#[test]
+fn new_instances_take_no_place_of_others() {
+    let mut case = Case::new("a");
+    case.db().init_mode = Some(DbInitMode::New);
+    for uid in ["", "x"] {
+        for running in [RUNNING, None] {
+            (case.local.state, case.local.running) = (DbState { uid: uid.into(), ..Default::default() }, running);
+            assert!(case.steps().is_empty() && case.plan().problem.is_some());
+        }
+    }
 }
 
 #[test]
@@ -228,7 +305,10 @@ fn nothing_but_init_and_garbage_deletes_data() {
                         case.local.state.uid = uid.into();
                         let steps = case.plan().steps;
                         assert!(
-                            !steps.iter().any(|step| matches!(step, Step::Wipe | Step::Initdb(_) | Step::Resync(_))),
+                            !steps.iter().any(|step| matches!(
+                                step,
+                                Step::MoveAway(_) | Step::DeleteGarbage | Step::Initdb(_) | Step::Resync(_)
+                            )),
                             "{steps:?}"
                         );
                     }
@@ -352,6 +432,9 @@ fn resync_rewinds_where_it_can() {
         assert_eq!((resync.slot.as_str(), resync.timeline, resync.followed.host.as_str()), ("stolon_s", 2, "10.0.0.1"));
         resync.attempt
     };
+    let mut running = Case::new("b").resync();
+    running.local.running = RUNNING;
+    assert_eq!(running.steps(), "check source, stop, …");
     let data = |state, standby| move |c: &mut Case| c.local.data = present(state, standby);
     assert_eq!(attempt(&data(ControlState::Production, false)), Attempt::Rewind);
     assert_eq!(attempt(&data(ControlState::ShutDown, false)), Attempt::Rewind);

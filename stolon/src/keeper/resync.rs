@@ -1,0 +1,255 @@
+//! Becoming a standby of another db: with the own data if it can follow, else with a copy.
+//!
+//! Nothing of ours changes before the source was asked, and the old data goes, to trash, when the new copy is complete.
+
+use super::apply::{millis, sync_data};
+use super::datadir::{DbState, write_file};
+use super::error::{KeeperError, Result, io};
+use super::machine::{Interest, Machine};
+use super::plan::{Attempt, Resync};
+use super::postgres::conninfo::{self, Source};
+use super::postgres::sql::{self, Session, Target};
+use super::postgres::{binaries, control, process};
+use super::probe::{is_other_branch, parse_history};
+use super::trash;
+use chrono::Utc;
+use model::stolon::TimelineHistory;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+/// Pause while waiting for our own PostgreSQL to get on.
+const POLL: Duration = Duration::from_millis(40);
+/// How long a rewound standby may take to stream from a server that can be reached.
+const STREAM_LIMIT: Duration = Duration::from_secs(20);
+
+impl Machine {
+    /// Asks the source whether it can give what is wanted; nothing of ours changes.
+    pub(super) async fn apply_check_source(&mut self, resync: &Resync) -> Result<()> {
+        // The sentinel has to see that this keeper is at work: with strict access the source lets us in only after that.
+        self.set_at_work(resync.db.clone());
+        if resync.attempt == Attempt::BaseBackup {
+            return self.check_copy(resync).await;
+        }
+        let source = resync.master.as_ref().unwrap_or(&resync.followed);
+        let session = self.ask(source).await?;
+        if session.in_recovery().await? {
+            return not_yet(source, "it is not promoted yet");
+        }
+        let own = control::read(&self.dir.pgdata()).map(|control| control.system_id.to_string());
+        if own != Some(session.snapshot().await?.system_id) {
+            return not_yet(source, "it is another system than the data here");
+        }
+        self.check_own_primary(source, &session).await?;
+        session.checkpoint().await?;
+        if *source == resync.followed { check_slot(resync, source, &session).await } else { Ok(()) }
+    }
+
+    /// As [`Self::apply_check_source`], for a copy.
+    async fn check_copy(&self, resync: &Resync) -> Result<()> {
+        let source = &resync.followed;
+        let session = self.ask(source).await?;
+        self.check_own_primary(source, &session).await?;
+        check_slot(resync, source, &session).await
+    }
+
+    /// A primary that runs here and is no older than the source may hold what nobody else has.
+    async fn check_own_primary(&self, source: &Source, session: &Session) -> Result<()> {
+        if !process::find(&self.dir.pgdata()).is_some_and(|file| file.ready) {
+            return Ok(());
+        }
+        let (own, other) = (self.sql().await?.snapshot().await?, session.snapshot().await?);
+        if own.in_recovery || own.system_id != other.system_id {
+            return Ok(());
+        }
+        if other.in_recovery {
+            return not_yet(source, "it is not promoted yet, and a primary runs here");
+        }
+        if own.timeline < other.timeline {
+            return Ok(());
+        }
+        Err(KeeperError::Other(format!(
+            "a primary runs here on timeline {}, but {}:{} is on {} only, so it is left alone; decide which one is right and, \
+             if it is the other, stop this keeper and move its directory away",
+            own.timeline, source.host, source.port, other.timeline
+        )))
+    }
+
+    /// Makes the data that of a standby.
+    pub(super) async fn apply_resync(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
+        self.apply_check_source(resync).await?;
+        match resync.attempt {
+            Attempt::BaseBackup => {}
+            // Starting and following changes nothing that another attempt could not begin with.
+            Attempt::Start => return self.verify_or_copy(resync, interest).await,
+            Attempt::Rewind => {
+                let source = resync.master.as_ref().unwrap_or(&resync.followed);
+                self.mark_unusable(resync)?;
+                match self.unless_changed(interest, self.rewind(resync, source)).await {
+                    Ok(()) => return self.verify_or_copy(resync, interest).await,
+                    Err(error @ KeeperError::NotYet(_)) => return Err(error),
+                    Err(error) => warn!(%error, "the rewind failed, making a base backup instead"),
+                }
+            }
+        }
+        self.copy(resync, interest).await
+    }
+
+    /// From here to the end of the initialisation the data directory is neither the old db's nor the new one's.
+    fn mark_unusable(&mut self, resync: &Resync) -> Result<()> {
+        self.apply_save_state(DbState { uid: resync.db.clone(), initializing: true, ..Default::default() })
+    }
+
+    /// Dropping the work kills the program that copies.
+    async fn unless_changed<T>(&self, interest: &Interest, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            result = work => result,
+            () = self.interrupted(interest, false) => {
+                Err(KeeperError::NotYet("the copy is given up: the cluster wants something else now".into()))
+            }
+        }
+    }
+
+    async fn rewind(&self, resync: &Resync, source: &Source) -> Result<()> {
+        let started = Instant::now();
+        let pgdata = self.dir.pgdata();
+        // A link here but a file there would stop pg_rewind.
+        process::remove_file(&pgdata.join("postgresql.auto.conf"))?;
+        // Single-user recovery, which pg_rewind runs after a crash, refuses to work with it.
+        process::remove_file(&pgdata.join("standby.signal"))?;
+        let passfile = self.setup.passfile.as_deref();
+        let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, passfile, "postgres");
+        let mut command = self.binaries.command("pg_rewind");
+        command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
+        binaries::run("pg_rewind", command).await?;
+        sync_data(pgdata).await?;
+        info!(milliseconds = millis(started), "rewound to the primary's history");
+        Ok(())
+    }
+
+    /// Replaces the data by a copy, which is complete before the old data goes.
+    async fn copy(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
+        // Asked again: what was tried before may have taken long.
+        self.check_copy(resync).await?;
+        let (root, pgdata) = (self.dir.root().to_owned(), self.dir.pgdata());
+        let fresh = self.dir.fresh_pgdata();
+        let work = tokio::task::spawn_blocking({
+            let (root, fresh) = (root.clone(), fresh.clone());
+            move || {
+                trash::delete_garbage(&fresh)?;
+                trash::prune(&root, trash::KEEP_RESYNC - 1)
+            }
+        });
+        work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("make room for a copy: {error}"))))?;
+        if trash::is_mount_point(&pgdata)? {
+            // Nothing can be renamed to a mount point, so only an empty one is filled.
+            trash::move_away(&root, &pgdata, trash::RESYNC, Utc::now())?;
+            self.mark_unusable(resync)?;
+            self.unless_changed(interest, self.base_backup(resync, &pgdata)).await?;
+        } else {
+            self.unless_changed(interest, self.base_backup(resync, &fresh)).await?;
+            self.mark_unusable(resync)?;
+            trash::move_away(&root, &pgdata, trash::RESYNC, Utc::now())?;
+            io(std::fs::rename(&fresh, &pgdata), "put in place", &fresh)?;
+            io(std::fs::File::open(&root).and_then(|file| file.sync_all()), "sync", &root)?;
+        }
+        self.reload_owed = true;
+        Ok(())
+    }
+
+    async fn base_backup(&self, resync: &Resync, target: &Path) -> Result<()> {
+        let started = Instant::now();
+        let passfile = self.setup.passfile.as_deref();
+        let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, passfile, "");
+        let mut command = self.binaries.command("pg_basebackup");
+        command.arg("-D").arg(target).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
+        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]);
+        match binaries::run("pg_basebackup", command).await {
+            Ok(()) => {}
+            Err(KeeperError::Tool { tail, .. })
+                if tail.contains("replication slot") && tail.contains("does not exist") =>
+            {
+                return not_yet(&resync.followed, "its keeper has not created our replication slot yet");
+            }
+            Err(error) => return Err(error),
+        }
+        // A copy that could start as a primary must never lie in place of a standby.
+        write_file(&target.join("standby.signal"), b"")?;
+        write_file(&target.join("postgresql.conf"), resync.files.conf.as_bytes())?;
+        write_file(&target.join("pg_hba.conf"), resync.files.hba.as_bytes())?;
+        sync_data(target.to_owned()).await?;
+        info!(milliseconds = millis(started), "made a base backup");
+        Ok(())
+    }
+
+    /// Starts data that should be able to follow; if it can't, makes a base backup.
+    async fn verify_or_copy(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
+        self.apply_mark_standby()?;
+        self.apply_write_files(&resync.files)?;
+        let Err(error) = self.verify(resync).await else { return Ok(()) };
+        warn!(%error, "the old data can't follow, making a base backup instead");
+        self.apply_stop("its data can't follow").await?;
+        self.copy(resync, interest).await
+    }
+
+    /// A session with a source that is about to be copied. One that does not let us in is not copied without asking.
+    async fn ask(&self, source: &Source) -> Result<Session> {
+        match self.connect_source(source).await {
+            Ok(session) => Ok(session),
+            Err(error) => not_yet(source, &error.to_string()),
+        }
+    }
+
+    async fn source_history(&self, source: &Source) -> Result<Vec<TimelineHistory>> {
+        let session = self.connect_source(source).await?;
+        let timeline = session.snapshot().await?.timeline;
+        Ok(parse_history(&session.history(timeline).await?))
+    }
+
+    async fn connect_source(&self, source: &Source) -> Result<Session> {
+        let port = source.port.parse();
+        let port = port.map_err(|_| {
+            KeeperError::Other(format!("the port \"{}\" of the followed db is not a number", source.port))
+        })?;
+        let target = Target { host: source.host.clone(), port, ..self.target.clone() };
+        sql::connect(&target, || ()).await
+    }
+
+    async fn verify(&mut self, resync: &Resync) -> Result<()> {
+        self.apply_start(Vec::new()).await?;
+        let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
+        process::wait_ready(&postmaster, &self.dir.pgdata(), resync.ready_limit).await?;
+        let deadline = Instant::now() + STREAM_LIMIT;
+        // Where the followed server's timelines end; unknown if it can't be asked.
+        let history = self.source_history(&resync.followed).await.unwrap_or_default();
+        loop {
+            let snapshot = self.sql().await?.snapshot().await?;
+            if is_other_branch(snapshot.timeline, snapshot.lsn, &history) {
+                return Err(KeeperError::Other("it went on where the followed db's timeline turned off".into()));
+            }
+            if snapshot.receiving && snapshot.timeline >= resync.timeline {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                // A source that is gone is no fault of our data.
+                return match self.connect_source(&resync.followed).await {
+                    Ok(_) => Err(KeeperError::Other("it does not stream from the followed db".into())),
+                    Err(_) => Ok(()),
+                };
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+fn not_yet<T>(source: &Source, why: &str) -> Result<T> {
+    Err(KeeperError::NotYet(format!("waiting for {}:{}: {why}", source.host, source.port)))
+}
+
+async fn check_slot(resync: &Resync, source: &Source, session: &Session) -> Result<()> {
+    if session.slots().await?.contains(&resync.slot) {
+        return Ok(());
+    }
+    not_yet(source, &format!("its keeper has not created the replication slot {} yet", resync.slot))
+}
