@@ -22,12 +22,21 @@ pub struct Hinted {
 /// one line on stderr.
 pub fn report(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
+    if reader_is_gone(&error) {
+        return ExitCode::SUCCESS;
+    }
     let mut stderr = std::io::stderr().lock();
     let _ = writeln!(stderr, "error: {}", one_line(&error));
     if let Some(hinted) = error.downcast_ref::<Hinted>() {
         let _ = writeln!(stderr, "hint: {}", hinted.hint);
     }
     ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+}
+
+/// The reader of our output has seen enough, as `head` does. Errors of connections are wrapped in their libraries'
+/// own: what is an I/O error by itself comes from writing to stdout.
+fn reader_is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// The chain of causes in one line; a cause whose text is already part of the line is not said again.
@@ -49,6 +58,18 @@ pub fn one_line(error: &anyhow::Error) -> String {
 mod tests {
     use super::*;
     use anyhow::Context as _;
+
+    #[test]
+    fn only_our_own_reader_may_leave_silently() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(reader_is_gone(&anyhow::Error::from(broken()).context("write to stdout")));
+        assert!(!reader_is_gone(&std::io::Error::from(std::io::ErrorKind::StorageFull).into()));
+
+        #[derive(Debug, thiserror::Error)]
+        #[error("connection")]
+        struct Connection(#[source] std::io::Error);
+        assert!(!reader_is_gone(&Connection(broken()).into()));
+    }
 
     #[test]
     fn causes_are_one_line_without_repetition() {

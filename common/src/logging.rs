@@ -21,9 +21,10 @@ pub fn init(args: &LogArgs) {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
     // An error means that a subscriber is set already, as in a test.
     let _ = match args.log_format {
-        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Tabs).finish()),
+        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Ours(Tabs)).finish()),
         LogFormat::Json => {
-            tracing::subscriber::set_global_default(builder.json().with_timer(Utc).flatten_event(true).finish())
+            let builder = builder.json().with_timer(Utc).flatten_event(true).map_event_format(Ours);
+            tracing::subscriber::set_global_default(builder.finish())
         }
     };
 }
@@ -36,6 +37,24 @@ impl FormatTime for Utc {
     }
 }
 
+/// Libraries tell their inner life at our debug level; only our own crates are worth it.
+struct Ours<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Ours<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let metadata = event.metadata();
+        if *metadata.level() >= Level::DEBUG && is_library(metadata.target()) {
+            return Ok(());
+        }
+        self.0.format_event(context, writer, event)
+    }
+}
+
 struct Tabs;
 
 impl<S, N> FormatEvent<S, N> for Tabs
@@ -45,10 +64,6 @@ where
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let metadata = event.metadata();
-        // Libraries tell their inner life at our debug level; only our own crates are worth it.
-        if *metadata.level() >= Level::DEBUG && is_library(metadata.target()) {
-            return Ok(());
-        }
         let mut line = Line::default();
         event.record(&mut line);
         Utc.format_time(&mut writer)?;
@@ -71,11 +86,15 @@ fn is_library(target: &str) -> bool {
     !OURS.contains(&target.split("::").next().unwrap_or(target))
 }
 
-/// The file with its directory, and the line.
+/// The file with its directory, or with its crate where the directory says nothing, and the line.
 fn place(file: Option<&str>, line: Option<u32>) -> String {
-    let file = file.unwrap_or("?");
-    let short = file.rmatch_indices('/').nth(1).map_or(file, |(slash, _)| &file[slash + 1..]);
-    format!("{short}:{}", line.unwrap_or(0))
+    let line = line.unwrap_or(0);
+    let mut parts = file.unwrap_or("?").rsplit('/');
+    let name = parts.next().unwrap_or_default();
+    match parts.find(|dir| *dir != "src") {
+        Some(dir) => format!("{dir}/{name}:{line}"),
+        None => format!("{name}:{line}"),
+    }
 }
 
 #[derive(Default)]
@@ -109,5 +128,57 @@ impl Visit for Line {
     }
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.fields.insert(field.name().to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn places_name_a_directory_that_tells_something() {
+        for (file, wanted) in [
+            ("ladle/src/report.rs", "ladle/report.rs:95"),
+            ("stolon/src/ctl/commands/status.rs", "commands/status.rs:95"),
+            ("src/main.rs", "main.rs:95"),
+            ("main.rs", "main.rs:95"),
+        ] {
+            assert_eq!(place(Some(file), Some(95)), wanted);
+        }
+        assert_eq!(place(None, None), "?:0");
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn debug_lines_of_libraries_are_left_out_of_both_forms() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let builder = || {
+            let writer = writer.clone();
+            tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_writer(move || writer.clone())
+        };
+        let events = || {
+            tracing::debug!(target: "h2::proto", "theirs");
+            tracing::debug!(target: "bowl::node", "ours");
+            tracing::warn!(target: "h2::proto", "grave");
+        };
+        tracing::subscriber::with_default(builder().event_format(Ours(Tabs)).finish(), events);
+        tracing::subscriber::with_default(builder().json().map_event_format(Ours).finish(), events);
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert_eq!((text.matches("ours").count(), text.matches("grave").count()), (2, 2), "{text}");
     }
 }

@@ -43,7 +43,7 @@ pub struct Args {
     /// Superuser; by default the user that the keeper runs as
     #[arg(long, value_name = "NAME")]
     pub pg_su_username: Option<String>,
-    /// The superuser's password
+    /// The superuser's password; visible to others in the process list; prefer the file
     #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
     pub pg_su_password: Option<String>,
     /// File with the superuser's password
@@ -55,7 +55,7 @@ pub struct Args {
     /// Replication user
     #[arg(long, value_name = "NAME", default_value = "")]
     pub pg_repl_username: String,
-    /// The replication user's password
+    /// The replication user's password; visible to others in the process list; prefer the file
     #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
     pub pg_repl_password: Option<String>,
     /// File with the replication user's password

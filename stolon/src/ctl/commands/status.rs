@@ -16,7 +16,15 @@ use store::{Entry, SharedStore};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Form of the output
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        short,
+        long,
+        visible_short_alias = 'o',
+        alias = "output",
+        value_enum,
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     pub format: OutputFormat,
 }
 
