@@ -271,6 +271,82 @@ async fn death_at_every_write_is_survived() {
     assert_eq!(loaded.revision.doc.rep_group_seq, 5);
 }
 
+/// Adds a node until the moment at which every server has prepared and the outcome is decided.
+async fn killed_when_decided(world: &World, node: usize) {
+    let (mut writes, mut visible) = (0, false);
+    for _ in 0..40 {
+        let mortal: SharedStore = Mortal::new(world.ctx.store.clone(), writes, Death::After);
+        addnodes::run(&context(mortal), &nodes(node, node), &options(), &Told::default()).await.unwrap_err();
+        let_lock_expire(&world.ctx).await;
+        let loaded = load_existing(&world.ctx).await.unwrap();
+        if loaded.repgroups.values().any(|group| group.doc.state == RepGroupState::Committing) {
+            return;
+        }
+        writes += 1;
+        // From then on few writes are left: not to jump over the one that is looked for.
+        let layouts = loaded.current().layouts;
+        if !visible && layouts.contains_key(&nodes(node, node)[0]) {
+            (writes, visible) = (0, true);
+        }
+    }
+    panic!("never decided");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_a_failover_lost_is_done_again() {
+    let Some(world) = world(4).await else { return };
+    world.add(1, 2).await;
+    let setup = "CREATE TABLE t (id int PRIMARY KEY, v text) WITH (distributed_by = 'id', num_parts = 4)";
+    world.servers["n1"].connect().await.unwrap().batch_execute(setup).await.unwrap();
+    // An old group loses it, then the new one.
+    for (node, victim) in [(3, "n1"), (4, "n4")] {
+        killed_when_decided(&world, node).await;
+        let gid = world.query(victim, "SELECT gid FROM pg_prepared_xacts").await;
+        assert!(gid.starts_with("shardman:addrepgroup:"), "{gid}");
+        let client = world.servers[victim].connect().await.unwrap();
+        client.batch_execute(&format!("ROLLBACK PREPARED '{gid}'")).await.unwrap();
+        let told = Told::default();
+        if let Err(error) = fixrepgroups::run(&world.ctx, &options(), &told).await {
+            panic!("{}\n{:#?}", common::exit::one_line(&error.into()), told.lines());
+        }
+        let lost = format!("-{victim} has lost its part of the adding of rg {node}");
+        assert!(told.lines().iter().any(|line| line.contains(&lost)), "{:#?}", told.lines());
+        let all = nodes(1, node);
+        let ids: Vec<String> = (1..=node).map(|id| id.to_string()).collect();
+        world.everywhere(&all, "SELECT id::text FROM shardman.repgroups ORDER BY id", &ids.join(",")).await;
+        world.everywhere(&all, "SELECT count(*)::text FROM pg_prepared_xacts", "0").await;
+        let servers = "SELECT count(*)::text FROM pg_foreign_server";
+        world.everywhere(&all, servers, &(node - 1).to_string()).await;
+    }
+    world.query("n4", "INSERT INTO t SELECT i, 'x' FROM generate_series(1, 50) i RETURNING v").await;
+    world.everywhere(&nodes(1, 4), "SELECT count(*)::text FROM t", "50").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_never_added_again_is_named_and_blocks_nobody() {
+    let Some(world) = world(2).await else { return };
+    world.add(1, 1).await;
+    let doc = model::layout::RepGroupDoc {
+        format_version: FORMAT_VERSION,
+        stolon_name: "gone".into(),
+        store_conn_info: Default::default(),
+        store_prefix: "stolon/cluster".into(),
+        sys_id: 1,
+        state: RepGroupState::Adding,
+        operation: "old".into(),
+    };
+    let key = world.ctx.keys.repgroup(model::RepGroupId(9));
+    world.ctx.store.put(&key, &doc.to_bytes(), None).await.unwrap();
+    let prepared = "BEGIN; LOCK TABLE shardman.repgroups; PREPARE TRANSACTION 'shardman:addrepgroup:old'";
+    world.servers["n1"].connect().await.unwrap().batch_execute(prepared).await.unwrap();
+    let told = Told::default();
+    fixrepgroups::run(&world.ctx, &options(), &told).await.unwrap();
+    assert!(told.lines()[1].starts_with("warning: rg 9 (gone) is no part of the cluster"), "{:#?}", told.lines());
+    assert_eq!(world.query("n1", "SELECT count(*)::text FROM pg_prepared_xacts").await, "0");
+    world.add(2, 2).await;
+    assert_eq!(world.query("n2", GROUPS).await, "1,2*");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn passwords_are_used_everywhere_and_shown_nowhere() {
     let Some(world) = world_with(3, true).await else { return };

@@ -1,15 +1,16 @@
 //! One transaction over all groups: the new one learns of the others, the others of the new one.
 
-use super::Reserved;
 use super::recover::{Member, commit, gid, roll_back, sweep};
 use super::schema;
-use crate::cluster::load_existing;
+use super::{Reserved, advance};
+use crate::cluster::{Loaded, load_existing};
 use crate::context::Context;
 use crate::error::Error;
 use crate::group::{Group, Place};
+use crate::report::Progress;
 use model::RepGroupId;
 use model::layout::RepGroupState;
-use pg::Login;
+use pg::{Login, Session};
 use std::time::Duration;
 use store::Lock;
 use tokio::time::{Instant, sleep};
@@ -30,7 +31,7 @@ pub(super) async fn attach(
     login: &Login,
 ) -> Result<(), Error> {
     let loaded = load_existing(ctx).await?;
-    if loaded.repgroups.values().any(|g| g.doc.state == RepGroupState::Committing) {
+    if loaded.repgroups.iter().any(|(id, g)| *id != reserved.0 && g.doc.state == RepGroupState::Committing) {
         return Err(super::unrecovered(&new.name));
     }
     let use_proxy = loaded.spec.doc.cluster_spec.use_proxy;
@@ -62,6 +63,56 @@ pub(super) async fn attach(
         return Err(error);
     }
     commit(ctx, lock, &members, reserved).await
+}
+
+/// Ends an adding that is decided, after its prepared transactions were committed. A server that has lost its part in
+/// a failover gets it again; to the others that changes nothing.
+pub(super) async fn complete(
+    ctx: &Context,
+    lock: &Lock,
+    loaded: &Loaded,
+    reserved: Reserved,
+    login: &Login,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let id = reserved.0;
+    let new = Group::open(ctx, &Place::of(&reserved.1.doc)).await?;
+    let lost = |group: &Group| {
+        progress.warn(&format!("group {} has lost its part of the adding of rg {id}, doing it again", group.name));
+    };
+    if !knows(&new, &new.connect(login).await?, id).await? {
+        lost(&new);
+        super::prepare_server(&new, id, login, progress).await?;
+        return attach(ctx, lock, &new, reserved, login).await;
+    }
+    let use_proxy = loaded.spec.doc.cluster_spec.use_proxy;
+    let newcomer = member(id, new, use_proxy, login).await?;
+    for (other, registered) in loaded.repgroups.iter().filter(|(_, g)| g.doc.state == RepGroupState::Active) {
+        let group = Group::open(ctx, &Place::of(&registered.doc)).await?;
+        let other = member(*other, group, use_proxy, login).await?;
+        if !knows(&other.group, &other.session, id).await? {
+            lost(&other.group);
+            take_extension_lock(std::slice::from_ref(&other)).await?;
+            connect(&other, &newcomer, login).await?;
+            other.session.batch_execute("COMMIT").await.map_err(other.group.sql("commit"))?;
+        }
+    }
+    advance(ctx, lock, reserved, RepGroupState::Active).await?;
+    Ok(())
+}
+
+/// Whether a group's number is in a server's metadata: the effect of an adding, on the group itself and on others.
+async fn knows(group: &Group, session: &Session, id: RepGroupId) -> Result<bool, Error> {
+    let what = "look for the group's number";
+    let row = session
+        .query_one("SELECT to_regclass('shardman.repgroups') IS NOT NULL", &[])
+        .await
+        .map_err(group.sql(what))?;
+    if !row.get::<_, bool>(0) {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM shardman.repgroups WHERE id = $1)";
+    Ok(session.query_one(sql, &[&number(id)]).await.map_err(group.sql(what))?.get(0))
 }
 
 async fn member(id: RepGroupId, group: Group, use_proxy: bool, login: &Login) -> Result<Member, Error> {
@@ -114,6 +165,9 @@ async fn connect_all(members: &[Member], login: &Login) -> Result<(), Error> {
         .execute("SELECT shardman.set_local_repgroup($1)", &[&id])
         .await
         .map_err(new.group.sql("set the number of the group"))?;
+    // In the schema of a group that knows this one already: an adding that is done again.
+    let own = format!("DROP SERVER IF EXISTS shardman_rg_{id} CASCADE");
+    new.session.batch_execute(&own).await.map_err(new.group.sql("drop the server of the group itself"))?;
     for other in others {
         connect(new, other, login).await?;
         connect(other, new, login).await?;

@@ -1,10 +1,11 @@
 //! Ending what a killed command has left half done on the servers.
 
-use super::{Reserved, advance};
+use super::{Reserved, advance, attach};
 use crate::cluster::{Loaded, load_existing};
 use crate::context::Context;
 use crate::error::Error;
 use crate::group::{Group, Place, login};
+use crate::register::groups_in_order;
 use crate::report::Progress;
 use model::RepGroupId;
 use model::layout::{RepGroupDoc, RepGroupState};
@@ -45,18 +46,45 @@ pub async fn recover(ctx: &Context, lock: &Lock, progress: &dyn Progress) -> Res
     let loaded = load_existing(ctx).await?;
     let login = login(&loaded.spec.doc.cluster_spec);
     for (id, group) in &loaded.repgroups {
-        let Some(verdict) = verdict(group.doc.state) else { continue };
-        progress.info(&format!("Finishing the interrupted adding of rg {id} ({})", group.doc.stolon_name));
-        for member in active(&loaded) {
-            end_on(ctx, &Place::of(member), &group.doc.operation, verdict, &login).await?;
+        let name = &group.doc.stolon_name;
+        match verdict(group.doc.state) {
+            None => {}
+            Some(Verdict::RollBack) => {
+                progress.info(&format!("Rolling back the interrupted adding of rg {id} ({name})"));
+                undo(ctx, &loaded, &group.doc, &login, progress).await;
+                if !groups_in_order(&loaded.current(), |_| true).any(|laid_out| laid_out == *name) {
+                    progress.warn(&format!(
+                        "rg {id} ({name}) is no part of the cluster: a command that was interrupted has reserved its \
+                         number, and the layout does not have it; add it again, or leave it as it is"
+                    ));
+                }
+            }
+            Some(Verdict::Commit) => {
+                progress.info(&format!("Finishing the interrupted adding of rg {id} ({name})"));
+                for member in active(&loaded).chain([&group.doc]) {
+                    end_on(ctx, &Place::of(member), &group.doc.operation, Verdict::Commit, &login).await?;
+                }
+                attach::complete(ctx, lock, &loaded, (*id, group.clone()), &login, progress).await?;
+            }
         }
-        if verdict == Verdict::Commit {
-            end_on(ctx, &Place::of(&group.doc), &group.doc.operation, verdict, &login).await?;
-            advance(ctx, lock, (*id, group.clone()), RepGroupState::Active).await?;
-        }
-        // The leftovers on the new group itself are rolled back when it is added again: it may not even run now.
     }
     Ok(())
+}
+
+/// Rolls back what an adding has prepared, wherever that can be done now: a server that is out of reach, maybe for
+/// good, must not stop the others. What is left is swept away before the next group is added.
+async fn undo(ctx: &Context, loaded: &Loaded, doc: &RepGroupDoc, login: &Login, progress: &dyn Progress) {
+    for member in active(loaded).chain([doc]) {
+        if let Err(error) = roll_back_on(ctx, &Place::of(member), &doc.operation, login).await {
+            let error = common::exit::one_line(&error.into());
+            if member.stolon_name == doc.stolon_name {
+                // It may not even run now, and is rolled back again when it is added.
+                tracing::debug!(error, "the new group is left as it is");
+            } else {
+                progress.warn(&format!("not rolled back: {error}"));
+            }
+        }
+    }
 }
 
 fn active(loaded: &Loaded) -> impl Iterator<Item = &RepGroupDoc> {
@@ -74,8 +102,9 @@ async fn end_on(ctx: &Context, place: &Place, operation: &str, verdict: Verdict,
     end(&group, &session, operation, verdict).await
 }
 
-/// Ends an operation's prepared transaction if it is there. Its absence means that it was ended already: under the
-/// metadata lock nobody else ends it meanwhile.
+/// Ends an operation's prepared transaction if it is there. Its absence means that it was ended already (under the
+/// metadata lock nobody else ends it meanwhile), or that a failover without synchronous replication has lost it: only
+/// a look at its effect tells.
 pub(super) async fn end(group: &Group, session: &Session, operation: &str, verdict: Verdict) -> Result<(), Error> {
     let gid = gid(operation);
     let found = session
