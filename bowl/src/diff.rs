@@ -1,9 +1,10 @@
 //! Wanted against found daemons: the steps between them. Pure.
 
+use crate::envfile::EnvFile;
 use crate::plan::{Daemon, FileText, Wanted};
-use crate::units::{Kind, UnitName};
+use crate::units::{Kind, UnitName, is_awaited};
 use model::ClusterName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a service manager says of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,38 @@ pub fn plan_steps(wanted: &Wanted, found: &Found, cluster: &ClusterName) -> Vec<
         steps.extend(plan_start(daemon, ours.get(&daemon.unit).copied()));
     }
     steps
+}
+
+/// Where a password is not the one that this node uses already, keeps the old one, and says so: PostgreSQL's roles
+/// have it, and a keeper that was restarted with another one could not reach its own server.
+pub fn keep_passwords(wanted: &mut Wanted, found: &Found) -> Option<String> {
+    let mut kept = Vec::new();
+    for (name, text) in &mut wanted.secrets {
+        match found.files.get(name) {
+            Some(old) if old != text && !old.0.is_empty() => {
+                text.clone_from(old);
+                kept.push(name.as_str());
+            }
+            _ => {}
+        }
+    }
+    let files = kept.join(" and ");
+    (!kept.is_empty()).then(|| {
+        format!("passwords can't be changed yet: the specification's differ from {files} on this node; set them back")
+    })
+}
+
+/// Keepers that go on with an old environment though somebody waits for the new one: variables by unit.
+pub fn deferred(wanted: &Wanted, found: &Found, steps: &[Step]) -> Vec<(UnitName, Vec<String>)> {
+    let started = |unit: &UnitName| steps.iter().any(|s| matches!(s, Step::Start(u) | Step::Restart(u) if u == unit));
+    let waiting = wanted.daemons.iter().filter(|daemon| !started(&daemon.unit)).filter_map(|daemon| {
+        let old = EnvFile::parse(&found.files.get(&daemon.env_file)?.0).variables;
+        let names = old.keys().chain(daemon.environment.keys()).collect::<BTreeSet<_>>().into_iter();
+        let changed = |name: &&String| is_awaited(name) && old.get(*name) != daemon.environment.get(*name);
+        let names: Vec<String> = names.filter(changed).cloned().collect();
+        (!names.is_empty()).then(|| (daemon.unit.clone(), names))
+    });
+    waiting.collect()
 }
 
 fn plan_start(daemon: &Daemon, found: Option<&FoundUnit>) -> Option<Step> {

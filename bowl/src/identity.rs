@@ -84,6 +84,19 @@ fn give_directory(path: &Path, user: &privileges::OsUser) -> anyhow::Result<()> 
     Ok(chown(path, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?)
 }
 
+/// A directory of our own below `/run` that stays as long as the machine runs. The one of a user goes when he logs
+/// out, unless he has lingering sessions.
+pub fn runtime_dir() -> Option<PathBuf> {
+    let uid = Uid::effective();
+    let lingers = |name: String| Path::new("/var/lib/systemd/linger").join(name).exists();
+    let user = User::from_uid(uid).ok().flatten().is_some_and(|user| lingers(user.name));
+    let candidates = [Some(PathBuf::from("/run/shardman")), user.then(|| format!("/run/user/{uid}").into())];
+    let ours = |path: &PathBuf| {
+        fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.uid() == uid.as_raw() && m.mode() & 0o022 == 0)
+    };
+    candidates.into_iter().flatten().find(ours)
+}
+
 /// The daemons' environment beside their own files: few, known variables, so that a daemon does not depend on who
 /// started bowl. `RUST_BACKTRACE` is not among them: PostgreSQL's Rust extension would pay for it at each error.
 pub fn base_environment() -> crate::envfile::Environment {

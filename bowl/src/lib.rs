@@ -145,6 +145,7 @@ fn facts(args: &BowlArgs) -> anyhow::Result<Facts> {
         listen_address: args.listen_address.clone(),
         data_dir: args.data_dir.clone().unwrap_or_default(),
         bin_dir: args.bin_dir.clone(),
+        runtime_dir: identity::runtime_dir(),
         own_dir: program.parent().map(PathBuf::from).unwrap_or_default(),
         log_level: args.common.log.log_level,
         log_format: args.common.log.log_format,

@@ -2,7 +2,7 @@
 
 use crate::applied::Applied;
 use crate::apply::{apply_steps, failed_daemons, observe_node};
-use crate::diff::{FoundUnit, plan_steps};
+use crate::diff::{FoundUnit, deferred, keep_passwords, plan_steps};
 use crate::identity::default_data_dir;
 use crate::manager::ServiceManager;
 use crate::observe::{Hold, Intent, Orders, chain, interpret};
@@ -84,14 +84,18 @@ impl Node {
         let problem = match interpret(view, &self.keys, &self.config.facts.node, self.applied.generation) {
             Intent::Apply(orders) => {
                 self.said = None;
-                self.obey(&orders).await.err()
+                self.obey(&orders).await
             }
             Intent::Hold(hold) => return self.hold(hold),
         };
-        let done = problem.is_none();
-        let problem = problem.unwrap_or_default();
-        if problem != self.problem && !done {
-            error!(problem, "the layout is not applied, will try again");
+        let (done, problem) = match problem {
+            Ok(unheeded) => (true, unheeded.unwrap_or_default()),
+            Err(problem) => (false, problem),
+        };
+        if problem != self.problem && !problem.is_empty() {
+            let next =
+                if done { "the specification is not applied" } else { "the layout is not applied, will try again" };
+            error!(problem, "{next}");
         }
         self.problem = problem;
         done
@@ -113,23 +117,32 @@ impl Node {
         true
     }
 
-    async fn obey(&mut self, orders: &Orders) -> Result<(), String> {
+    /// Gives what of the specification is not heeded, for good or until it changes.
+    async fn obey(&mut self, orders: &Orders) -> Result<Option<String>, String> {
         self.open_for(orders)?;
-        let Some(Host { data_dir, manager }) = self.host.clone() else { return Ok(()) };
-        let wanted = plan_wanted(&orders.layout, &orders.spec, &self.config.facts).map_err(|error| chain(&error))?;
+        let Some(Host { data_dir, manager }) = self.host.clone() else { return Ok(None) };
+        let mut wanted =
+            plan_wanted(&orders.layout, &orders.spec, &self.config.facts).map_err(|error| chain(&error))?;
         let found = observe_node(manager.as_ref(), &wanted, &data_dir).await?;
+        let unheeded = keep_passwords(&mut wanted, &found);
         let steps = plan_steps(&wanted, &found, &self.config.facts.cluster);
+        for (unit, variables) in deferred(&wanted, &found, &steps) {
+            warn!(%unit, ?variables, "a changed setting takes effect at the keeper's next start");
+        }
         let errors = apply_steps(manager.as_ref(), &steps, &wanted, &data_dir).await;
         if !errors.is_empty() {
             return Err(errors.join("; "));
         }
-        self.note_applied(orders, &data_dir).await
+        self.note_applied(orders, unheeded.is_none(), &data_dir).await?;
+        Ok(unheeded)
     }
 
-    async fn note_applied(&mut self, orders: &Orders, data_dir: &Path) -> Result<(), String> {
+    async fn note_applied(&mut self, orders: &Orders, whole_spec: bool, data_dir: &Path) -> Result<(), String> {
         let mut applied = self.applied.clone();
         applied.generation = orders.layout.generation;
-        applied.spec_revision = orders.spec_revision;
+        if whole_spec {
+            applied.spec_revision = orders.spec_revision;
+        }
         if applied != self.applied {
             applied.write(data_dir).await.map_err(|error| chain(&error))?;
             info!(generation = applied.generation.0, spec_revision = applied.spec_revision, "applied");

@@ -29,6 +29,8 @@ pub struct Facts {
     pub bin_dir: Option<PathBuf>,
     /// Directory of bowl's own program.
     pub own_dir: PathBuf,
+    /// A directory of our own below `/run`, if there is one, for sockets whose path would be too long elsewhere.
+    pub runtime_dir: Option<PathBuf>,
     /// Bowl's own level, which the daemons share.
     pub log_level: LogLevel,
     /// Bowl's own form of log lines.
@@ -174,25 +176,22 @@ impl Planner<'_> {
             .set("PRIORITY", u8::from(slot.preferred))
             .set("PG_LISTEN_ADDRESS", &self.facts.advertise_address)
             .set("PG_PORT", slot.pg_port)
-            .set("PG_UNIX_SOCKET_DIR", socket_dir(&directory, slot.pg_port).display())
+            .set("PG_UNIX_SOCKET_DIR", socket_dir(self.facts, &directory, slot.pg_port).display())
             .set("DATA_DIR", directory.display());
         let cluster = &self.spec.cluster_spec;
         env.set("PG_SU_USERNAME", &cluster.pg_su_username)
             .set("PG_SU_AUTH_METHOD", cluster.pg_su_auth_method)
             .set("PG_REPL_USERNAME", &cluster.pg_repl_username)
             .set("PG_REPL_AUTH_METHOD", cluster.pg_repl_auth_method);
-        let mut secrets = String::new();
-        for (variable, file, secret) in self.secrets() {
+        for (variable, file, _) in self.secrets() {
             env.set(variable, self.facts.data_dir.join(file).display());
-            secrets.push_str(&secret);
-            secrets.push('\0');
         }
-        self.daemon(Kind::Keeper, name, env, &secrets)
+        self.daemon(Kind::Keeper, name, env)
     }
 
     fn sentinel(&self, group: &RepGroupName) -> Daemon {
         let name = DaemonName::sentinel(&self.facts.cluster, group);
-        self.daemon(Kind::Sentinel, name, self.stolon("STSENTINEL", group), "")
+        self.daemon(Kind::Sentinel, name, self.stolon("STSENTINEL", group))
     }
 
     fn proxy(&self, slot: &ProxySlot) -> Daemon {
@@ -201,13 +200,13 @@ impl Planner<'_> {
         env.set("LISTEN_ADDRESS", &self.facts.listen_address)
             .set("ADVERTISE_ADDRESS", &self.facts.advertise_address)
             .set("PORT", slot.port);
-        self.daemon(Kind::Proxy, name, env, "")
+        self.daemon(Kind::Proxy, name, env)
     }
 
     fn monitor(&self) -> Daemon {
         let mut env = self.common("SDM");
         env.set("CLUSTER_NAME", &self.facts.cluster);
-        self.daemon(Kind::Monitor, DaemonName::monitor(&self.facts.cluster), env, "")
+        self.daemon(Kind::Monitor, DaemonName::monitor(&self.facts.cluster), env)
     }
 
     fn stolon(&self, prefix: &'static str, group: &RepGroupName) -> Variables {
@@ -245,9 +244,9 @@ impl Planner<'_> {
         secrets
     }
 
-    fn daemon(&self, kind: Kind, name: DaemonName, env: Variables, secrets: &str) -> Daemon {
+    fn daemon(&self, kind: Kind, name: DaemonName, env: Variables) -> Daemon {
         let program = self.program(kind);
-        let mut config = format!("{}\0{secrets}\0", program.display());
+        let mut config = format!("{}\0\0", program.display());
         for (key, value) in env.map.iter().filter(|(key, _)| !kind.is_soft(key)) {
             config.push_str(&format!("{key}={value}\0"));
         }
@@ -286,12 +285,15 @@ fn level_word(level: LogLevel) -> &'static str {
 /// Longest path of a Unix socket that we use. Linux allows 107 bytes and PostgreSQL adds `.lock` beside it.
 const MAX_SOCKET_PATH: usize = 100;
 
-/// Where a keeper's PostgreSQL puts its Unix socket: its own directory, which nobody else can enter, unless the path
-/// is too long for a socket.
-fn socket_dir(directory: &Path, port: u16) -> PathBuf {
-    if directory.join(format!(".s.PGSQL.{port}")).as_os_str().len() <= MAX_SOCKET_PATH {
-        return directory.to_owned();
-    }
+/// Where a keeper's PostgreSQL puts its Unix socket: a directory that nobody else can enter or take the name of. Only
+/// where all of those have too long a path it is one in `/tmp`, of which the keeper checks owner and mode.
+fn socket_dir(facts: &Facts, directory: &Path, port: u16) -> PathBuf {
     let hash = digest(directory.as_os_str().as_encoded_bytes());
-    PathBuf::from(format!("/tmp/shardman-{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff))
+    let hashed = format!("shardman-{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff);
+    let in_runtime_dir = facts.runtime_dir.iter().map(|runtime_dir| runtime_dir.join(&hashed));
+    [directory.to_owned(), facts.data_dir.join(format!("s{port}"))]
+        .into_iter()
+        .chain(in_runtime_dir)
+        .find(|path| path.join(format!(".s.PGSQL.{port}")).as_os_str().len() <= MAX_SOCKET_PATH)
+        .unwrap_or_else(|| Path::new("/tmp").join(hashed))
 }

@@ -41,11 +41,21 @@ impl Kind {
         Duration::from_secs(if self == Kind::Keeper { 60 } else { 5 })
     }
 
-    /// A change of this variable alone is no reason to restart: restarting a keeper restarts PostgreSQL, and the
-    /// amount of log lines is not worth that.
+    /// A change of this variable alone is no reason to restart: restarting a keeper restarts PostgreSQL, and all
+    /// nodes would do it at the same moment. The amount of log lines is not worth that, a keeper goes on with the
+    /// store that it reached so far, and with the socket that PostgreSQL has.
     pub fn is_soft(self, variable: &str) -> bool {
-        self == Kind::Keeper && (variable.ends_with("_LOG_LEVEL") || variable.ends_with("_LOG_FORMAT"))
+        self == Kind::Keeper && (is_about_log(variable) || is_awaited(variable))
     }
+}
+
+fn is_about_log(variable: &str) -> bool {
+    variable.ends_with("_LOG_LEVEL") || variable.ends_with("_LOG_FORMAT")
+}
+
+/// Soft, and somebody waits for the change to take effect.
+pub(crate) fn is_awaited(variable: &str) -> bool {
+    variable.contains("_STORE_") || variable.ends_with("_PG_UNIX_SOCKET_DIR")
 }
 
 /// Name of a unit without `.service`.

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use bowl::diff::{Found, FoundUnit, RunState, Step, plan_steps};
+use bowl::diff::{Found, FoundUnit, RunState, Step, deferred, keep_passwords, plan_steps};
 use bowl::envfile::EnvFile;
 use bowl::plan::{Facts, FileText, Wanted, plan_wanted};
 use bowl::units::{Kind, UnitName};
@@ -22,6 +22,7 @@ fn facts() -> Facts {
         listen_address: "0.0.0.0".into(),
         data_dir: "/var/lib/shardman/cluster0".into(),
         bin_dir: None,
+        runtime_dir: None,
         own_dir: "/usr/local/bin".into(),
         log_level: LogLevel::Info,
         log_format: LogFormat::Text,
@@ -138,14 +139,39 @@ fn nothing_changes_where_nothing_changed() {
 }
 
 #[test]
-fn a_new_password_restarts_keepers_only() {
+fn a_new_password_is_refused_and_locks_nobody_out() {
+    let old = wanted(&spec(), &facts());
+    let mut found = settled(&old);
+    let mut spec = spec();
+    spec.cluster_spec.pg_su_password = "hidden three".into();
+    let mut new = wanted(&spec, &facts());
+    let problem = keep_passwords(&mut new, &found).unwrap();
+    assert!(problem.starts_with("passwords can't be changed yet: ") && problem.contains("pg-su.password"), "{problem}");
+    assert!(!problem.contains("hidden") && !problem.contains("pg-repl"), "{problem}");
+    assert_eq!(steps(&new, &found), []);
+    // A file that is lost is written again.
+    found.files.remove("pg-su.password");
+    let mut new = wanted(&spec, &facts());
+    assert_eq!(keep_passwords(&mut new, &found), None);
+    assert_eq!(steps(&new, &found), [Step::WriteSecret("pg-su.password".into())]);
+}
+
+#[test]
+fn a_new_store_address_restarts_no_keeper() {
     let found = settled(&wanted(&spec(), &facts()));
     let mut spec = spec();
-    spec.cluster_spec.pg_su_password = "another".into();
-    let steps = steps(&wanted(&spec, &facts()), &found);
-    assert_eq!(steps[0], Step::WriteSecret("pg-su.password".into()));
-    assert_eq!(restarted(&steps), ["shardman-keeper@cluster0-clover-1-n1-0", "shardman-keeper@cluster0-clover-1-n2-1"]);
-    assert_eq!(steps.len(), 5, "{steps:?}");
+    spec.ladle_spec.store_conn_info.endpoints = "https://e3:2379".into();
+    spec.ladle_spec.store_conn_info.ca_file = String::new();
+    let wanted = wanted(&spec, &facts());
+    let steps = steps(&wanted, &found);
+    assert_eq!(restarted(&steps).len(), 5);
+    assert!(restarted(&steps).iter().all(|unit| !unit.contains("keeper")), "{steps:?}");
+    assert_eq!(steps.iter().filter(|step| matches!(step, Step::WriteEnv { .. })).count(), 7);
+    let told = deferred(&wanted, &found, &steps);
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[0].1, ["STKEEPER_STORE_CA_FILE", "STKEEPER_STORE_ENDPOINTS"]);
+    let log = plan_wanted(&layout(), &spec, &Facts { log_level: LogLevel::Debug, ..facts() }).unwrap();
+    assert_eq!(deferred(&log, &settled(&wanted), &[]), [], "nobody waits for log lines");
 }
 
 #[test]
@@ -244,7 +270,7 @@ fn states_decide_what_is_done() {
 fn a_crash_between_file_and_restart_is_made_good() {
     let old = settled(&wanted(&spec(), &facts()));
     let mut spec = spec();
-    spec.cluster_spec.pg_su_password = "another".into();
+    spec.cluster_spec.pg_su_username = "another".into();
     let new = wanted(&spec, &facts());
     // All files are new, no daemon was restarted.
     let found = Found { units: old.units, files: settled(&new).files };
@@ -260,10 +286,18 @@ fn a_long_directory_gets_a_short_socket_path() {
     // The keeper's own part is "/keeper-cluster0-clover-1-n1-0/.s.PGSQL.5442": 44 bytes.
     let fits = format!("/{}", "d".repeat(55));
     assert_eq!(directory(fits.clone()), format!("{fits}/keeper-cluster0-clover-1-n1-0"));
-    let long = directory(format!("/{}", "d".repeat(56)));
+    for length in [56, 79] {
+        let data_dir = format!("/{}", "d".repeat(length));
+        assert_eq!(directory(data_dir.clone()), format!("{data_dir}/s5442"));
+    }
+    let long = directory(format!("/{}", "d".repeat(80)));
     assert!(long.starts_with("/tmp/shardman-") && long.len() == "/tmp/shardman-".len() + 8, "{long}");
-    assert_eq!(long, directory(format!("/{}", "d".repeat(56))));
-    assert_ne!(long, directory(format!("/{}", "e".repeat(56))));
+    assert_eq!(long, directory(format!("/{}", "d".repeat(80))));
+    assert_ne!(long, directory(format!("/{}", "e".repeat(80))));
+    let data_dir = format!("/{}", "d".repeat(80)).into();
+    let with_run = wanted(&spec(), &Facts { data_dir, runtime_dir: Some("/run/user/7".into()), ..facts() });
+    let short = &with_run.daemons[0].environment["STKEEPER_PG_UNIX_SOCKET_DIR"];
+    assert!(short.starts_with("/run/user/7/shardman-"), "{short}");
 }
 
 #[test]

@@ -125,6 +125,7 @@ fn facts(data_dir: &Path) -> Facts {
         listen_address: "0.0.0.0".into(),
         data_dir: data_dir.into(),
         bin_dir: None,
+        runtime_dir: None,
         own_dir: "/bin".into(),
         log_level: LogLevel::Info,
         log_format: LogFormat::Text,
@@ -180,9 +181,15 @@ async fn a_fresh_node_starts_everything_once() {
 async fn changes_touch_only_what_they_concern() {
     let (dir, fake, mut node) = settled().await;
     let password = SPEC.replace("\"one\"", "\"two\"");
-    assert!(node.pass(&view(Some(&password), Some(REVISION), Some(LAYOUT))).await);
-    assert_eq!(fake.taken(), [format!("restart {KEEPER}")]);
-    assert_eq!(std::fs::read_to_string(dir.path().join("pg-su.password")).unwrap(), "two");
+    let mut changed = view(Some(&password), Some(REVISION), Some(LAYOUT));
+    let key = ClusterKeys::new(&"test".into()).spec();
+    changed.entries.get_mut(&key).unwrap().mod_revision = 10;
+    assert!(node.pass(&changed).await, "trying again does not help");
+    assert_eq!(fake.taken(), [""; 0]);
+    assert_eq!(std::fs::read_to_string(dir.path().join("pg-su.password")).unwrap(), "one");
+    let status = node.status().await;
+    assert!(status.last_error.starts_with("passwords can't be changed yet: "), "{}", status.last_error);
+    assert_eq!((status.generation, status.spec_revision), (Generation(3), 9), "the specification is not applied");
     let port = LAYOUT.replace("5432", "5532");
     assert!(node.pass(&view(Some(&password), Some(REVISION), Some(&port))).await);
     assert_eq!(fake.taken(), [format!("restart {PROXY}")]);
