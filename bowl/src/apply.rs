@@ -73,7 +73,7 @@ impl Applier<'_> {
     async fn take_all(&self, steps: &[&Step]) -> Option<String> {
         for step in steps {
             if let Err(error) = self.take(step).await {
-                warn!(?step, error, "a step was not taken, will try again");
+                warn!(step = shown(step), error, "a step was not taken, will try again");
                 return Some(error);
             }
         }
@@ -81,7 +81,7 @@ impl Applier<'_> {
     }
 
     async fn take(&self, step: &Step) -> Result<(), String> {
-        info!(?step, "apply");
+        info!(step = shown(step), "apply");
         let done = match step {
             Step::Stop(unit) => self.manager.stop(unit).await,
             Step::Forget { unit, env_file } => match self.manager.remove(unit).await {
@@ -111,6 +111,18 @@ impl Applier<'_> {
         let daemon = self.wanted.daemons.iter().find(|daemon| daemon.unit == *unit)?;
         let Daemon { unit, kind, program, environment: _, env_file, config: _ } = daemon.clone();
         Some(Service { unit, kind, program, env_file })
+    }
+}
+
+/// A step in words, for logs.
+fn shown(step: &Step) -> String {
+    match step {
+        Step::Stop(unit) => format!("stop {unit}"),
+        Step::Forget { unit, env_file } => format!("forget {unit} and delete {env_file}"),
+        Step::WriteSecret(name) => format!("write the secret {name}"),
+        Step::WriteEnv { unit, env_file } => format!("write {env_file} of {unit}"),
+        Step::Start(unit) => format!("start {unit}"),
+        Step::Restart(unit) => format!("restart {unit}"),
     }
 }
 

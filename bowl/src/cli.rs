@@ -8,6 +8,9 @@ use std::path::PathBuf;
 pub const PREFIXES: [&str; 2] = ["HPBOWL", common::cli::SDM_PREFIX];
 
 /// Node agent of Shardman: runs the daemons that the cluster's layout gives to this node
+///
+/// Each option can be given in the environment as well: --cluster-name as SDM_CLUSTER_NAME, --node-name as
+/// SDM_NODE_NAME, and so on.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "bowl", version)]
 #[allow(missing_docs, reason = "the doc comments are help texts; flattened ones would show up in them")]
@@ -23,7 +26,7 @@ pub struct BowlArgs {
     /// What proxies listen on
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
     pub listen_address: String,
-    /// Who runs the daemons [default: systemd where it runs, else process]
+    /// Who runs the daemons; systemd is not available yet, and process is the default until then
     #[arg(long, value_enum, value_name = "KIND")]
     pub service_manager: Option<ServiceManagerKind>,
     /// Talk to the system's systemd, not the user's
@@ -48,6 +51,6 @@ pub struct BowlArgs {
 pub enum ServiceManagerKind {
     /// Child processes of bowl.
     Process,
-    /// systemd units.
+    /// systemd units (not available yet).
     Systemd,
 }

@@ -120,14 +120,10 @@ pub async fn serve_until(args: BowlArgs, store: SharedStore, end: impl Future<Ou
 }
 
 fn check_service_manager(args: &BowlArgs) -> anyhow::Result<()> {
-    let by_default = || {
-        let booted = Path::new("/run/systemd/system").is_dir();
-        if booted { ServiceManagerKind::Systemd } else { ServiceManagerKind::Process }
-    };
-    match args.service_manager.unwrap_or_else(by_default) {
+    match args.service_manager.unwrap_or(ServiceManagerKind::Process) {
         ServiceManagerKind::Process => Ok(()),
         ServiceManagerKind::Systemd => {
-            bail!("the service manager systemd is not available in this version; give --service-manager process")
+            bail!("the service manager systemd is not available yet; give --service-manager process")
         }
     }
 }

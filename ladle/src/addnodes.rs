@@ -68,7 +68,9 @@ pub(crate) async fn run_locked(
     let loaded = load_existing(ctx).await?;
     plan_step(&loaded, nodes)?;
     progress.info("Checking if shardmand on all nodes have applied current cluster configuration");
-    wait::bowls(ctx, &loaded, nodes, progress).await?;
+    // Who gives the daemons less time than bowls usually have does not want to wait longer for these either.
+    let patient = Context { bowl_patience: ctx.bowl_patience.min(options.timeout), ..ctx.clone() };
+    wait::bowls(&patient, &loaded, nodes, progress).await?;
     repgroup::recover(ctx, lock, progress).await?;
     progress.info("Initting Stolon instances...");
     let now = chrono::Utc::now();

@@ -21,6 +21,8 @@ use store::EtcdStore;
 const PREFIXES: [&str; 2] = ["HPLADLE", SDM_PREFIX];
 
 /// Lays replication groups out over nodes
+///
+/// Each common option can be given in the environment as well: --cluster-name as SDM_CLUSTER_NAME, and so on.
 #[derive(Debug, Parser)]
 #[command(name = "ladle", version)]
 pub struct Args {
@@ -145,7 +147,9 @@ async fn run_init(common: &CommonArgs, args: &InitArgs, progress: &Stderr) -> an
         return print(&pretty(&init::shown(&spec.spec))?);
     }
     let ctx = open(common, "ladle init").await?;
-    Ok(init::run(&ctx, &spec, init::Options { yes: args.yes }, progress).await?)
+    init::run(&ctx, &spec, init::Options { yes: args.yes }, progress).await?;
+    progress.info("Add nodes to it now: ladle addnodes --nodes HOST,HOST...");
+    Ok(())
 }
 
 fn read_spec(store: &StoreArgs, args: &InitArgs) -> anyhow::Result<CheckedSpec> {

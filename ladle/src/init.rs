@@ -25,11 +25,8 @@ pub struct Options {
 /// # Errors
 /// The store failed, or the cluster exists.
 pub async fn run(ctx: &Context, spec: &CheckedSpec, options: Options, progress: &dyn Progress) -> Result<(), Error> {
-    for warning in &spec.warnings {
-        progress.warn(warning);
-    }
     let lock = ctx.lock(progress).await?;
-    let result = run_locked(ctx, &lock, &spec.spec, options, progress).await;
+    let result = run_locked(ctx, &lock, spec, options, progress).await;
     release(lock).await;
     result
 }
@@ -37,7 +34,7 @@ pub async fn run(ctx: &Context, spec: &CheckedSpec, options: Options, progress: 
 async fn run_locked(
     ctx: &Context,
     lock: &Lock,
-    spec: &InitSpec,
+    spec: &CheckedSpec,
     options: Options,
     progress: &dyn Progress,
 ) -> Result<(), Error> {
@@ -55,9 +52,13 @@ async fn run_locked(
         refuse_remains(ctx).await?;
         refuse_earlier_daemons(ctx).await?;
     }
-    let (conditions, writes) = documents(ctx, spec, existing.as_ref());
+    // Only now: nobody minds the details of a specification that is refused as a whole.
+    for warning in &spec.warnings {
+        progress.warn(warning);
+    }
+    let (conditions, writes) = documents(ctx, &spec.spec, existing.as_ref());
     lock.write(conditions, writes).await?;
-    progress.info(&format!("Cluster {} is initialised, add nodes to it now", ctx.cluster));
+    progress.info(&format!("Cluster {} is initialised", ctx.cluster));
     Ok(())
 }
 

@@ -9,19 +9,22 @@ use std::time::Duration;
 pub const PREFIXES: [&str; 2] = ["SHMNMONITOR", SDM_PREFIX];
 
 /// Keeps every replication group informed about where the others' masters are
+///
+/// Each option can be given in the environment as well: --cluster-name as SDM_CLUSTER_NAME, and so on.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "monitor", version)]
 pub struct Cli {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its doc comment would become the help text of the flags")]
     pub common: CommonArgs,
-    /// Do not finish transactions that hang prepared
+    /// Do not finish transactions that hang prepared (not available yet)
     #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_xact_resolver: bool,
-    /// Do not look for deadlocks over several groups
+    /// Do not look for deadlocks over several groups (not available yet)
     #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_deadlock_detector: bool,
-    /// Period of the search for deadlocks: a number with ms, s, min, h or d; without a unit it is in ms
+    /// Period of the search for deadlocks: a number with ms, s, min, h or d; without a unit it is in ms (not available
+    /// yet)
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_period)]
     pub deadlock_timeout: Duration,
 }

@@ -141,7 +141,7 @@ impl EtcdStore {
         }
         let client = etcd::Client::connect(&urls, Some(connect))
             .await
-            .map_err(|e| StoreError::Unavailable { endpoints: options.endpoints.clone(), reason: e.to_string() })?;
+            .map_err(|e| StoreError::Unavailable { endpoints: options.endpoints.clone(), reason: chain(&e) })?;
         Ok(EtcdStore { client, endpoints: urls.join(","), timeout: options.timeout })
     }
 
@@ -159,11 +159,32 @@ impl EtcdStore {
             etcd::Error::GRpcStatus(status) if status.message().contains("requested lease not found") => {
                 return StoreError::LeaseExpired;
             }
-            etcd::Error::GRpcStatus(status) => status.message().to_owned(),
-            error => error.to_string(),
+            etcd::Error::GRpcStatus(status) => causes(status.message(), std::error::Error::source(status)),
+            error => chain(error),
         };
         StoreError::Unavailable { endpoints: self.endpoints.clone(), reason }
     }
+}
+
+/// An error of the client with its causes, most of which it does not show by itself.
+fn chain(error: &etcd::Error) -> String {
+    match error {
+        etcd::Error::TransportError(transport) => causes(&error.to_string(), std::error::Error::source(transport)),
+        error => causes(&error.to_string(), std::error::Error::source(error)),
+    }
+}
+
+/// One line; a cause that is part of what stands there already is not said again.
+fn causes(text: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut line = text.to_owned();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line.replace('\n', " ")
 }
 
 fn entry(kv: &etcd::KeyValue) -> Result<Entry> {
@@ -324,6 +345,14 @@ fn watch_batch(response: &etcd::WatchResponse) -> Result<WatchBatch> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn errors_say_why_and_what_to_do() {
+        let options = StoreOptions { endpoints: "http://127.0.0.1:1".into(), ..Default::default() };
+        let error = EtcdStore::connect(&options).await.unwrap().get("k").await.unwrap_err().to_string();
+        assert!(error.contains("http://127.0.0.1:1 can't be used") && error.contains("Connection refused"), "{error}");
+        assert!(error.ends_with("check that etcd runs and that --store-endpoints (SDM_STORE_ENDPOINTS) is right"));
+    }
 
     #[test]
     fn endpoints_are_checked() {

@@ -42,7 +42,10 @@ pub enum StoreError {
         after: Duration,
     },
     /// The store can't be used now.
-    #[error("etcd at {endpoints} can't be used: {reason}")]
+    #[error(
+        "etcd at {endpoints} can't be used: {reason}; check that etcd runs and that --store-endpoints \
+         (SDM_STORE_ENDPOINTS) is right"
+    )]
     Unavailable {
         /// Where we tried.
         endpoints: String,
