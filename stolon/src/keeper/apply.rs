@@ -5,8 +5,10 @@ use super::error::{KeeperError, Result, io};
 use super::machine::{Interest, Machine};
 use super::plan::{Files, Step};
 use super::postgres::binaries;
+use super::postgres::conf;
+use super::postgres::in_force::{self, Backend};
 use super::postgres::process::{self, StartOptions};
-use super::postgres::sql::{self, Target};
+use super::postgres::sql::{self, Session, Target};
 use super::trash;
 use chrono::Utc;
 use model::stolon::NewConfig;
@@ -22,6 +24,9 @@ const POLL: Duration = Duration::from_millis(20);
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 /// How long PostgreSQL may take to read its files.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
+
+/// More than the pause between the writes of a slow checkpoint.
+const SLOW_WRITE: Duration = Duration::from_millis(120);
 
 impl Machine {
     /// Does one step.
@@ -154,7 +159,7 @@ impl Machine {
     pub(super) async fn apply_start(&mut self, settings: Vec<String>) -> Result<()> {
         self.session.close().await;
         let pgdata = self.dir.pgdata();
-        super::datadir::make_private_dir(&self.config.socket_dir)?;
+        super::datadir::ensure_socket_dir(&self.config.socket_dir, self.dir.root())?;
         let options =
             StartOptions { binaries: &self.binaries, pgdata: &pgdata, socket_dir: &self.config.socket_dir, settings };
         let postmaster = process::start(&options).await?;
@@ -177,19 +182,22 @@ impl Machine {
     }
 
     async fn apply_reload(&mut self, sync_names: &str) -> Result<()> {
-        let Some(postmaster) = &self.postmaster else { return Ok(()) };
+        let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
+        let wanted = conf::synchronous_dbs(sync_names);
+        // Those that stay keep their floor: commits never cease to wait for them.
+        self.watched.send_modify(|watched| watched.floors.retain(|db, _| wanted.contains(db)));
         process::reload(postmaster.pid)?;
         let ready = process::read_pid_file(&self.dir.pgdata()).is_some_and(|file| file.ready);
         if ready {
             let session = self.sql().await?;
-            let deadline = Instant::now() + RELOAD_LIMIT;
-            while session.setting("synchronous_standby_names").await? != sync_names {
-                if Instant::now() > deadline {
-                    return Err(KeeperError::Other(
-                        "postgres did not take the new configuration; its own messages say which line is wrong".into(),
-                    ));
-                }
-                tokio::time::sleep(POLL).await;
+            wait_for_names(&session, sync_names).await?;
+            // Read last: commits beyond this position wait.
+            if let Some(position) = session.flushed().await? {
+                self.watched.send_modify(|watched| {
+                    for db in wanted {
+                        watched.floors.entry(db).or_insert(position);
+                    }
+                });
             }
         }
         self.reload_owed = false;
@@ -211,6 +219,8 @@ impl Machine {
             tokio::time::sleep(POLL).await;
         }
         self.checkpoint_owed = true;
+        // The new timeline's commits are counted anew.
+        self.watched.send_modify(|watched| watched.floors.clear());
         self.acted();
         info!(milliseconds = millis(started), "promoted to primary");
         Ok(())
@@ -271,6 +281,51 @@ impl Machine {
         });
         Ok(())
     }
+}
+
+/// Waits until the names are in force: the session shows them and, if there are any, the checkpointer has made commits
+/// wait.
+async fn wait_for_names(session: &Session, names: &str) -> Result<()> {
+    let deadline = Instant::now() + RELOAD_LIMIT;
+    while session.setting("synchronous_standby_names").await? != names {
+        if Instant::now() > deadline {
+            return Err(KeeperError::Other(
+                "postgres did not take the new configuration; its own messages say which line is wrong".into(),
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    let mut asked = None;
+    while !names.is_empty() {
+        match session.checkpointer().await? {
+            Some(Backend { pid, .. }) if asked != Some(pid) => asked = in_force::ask(pid).then_some(pid),
+            Some(Backend { pid, .. }) if has_read_files(session, pid).await? => break,
+            _ => {}
+        }
+        if Instant::now() > deadline {
+            return Err(KeeperError::NotYet(
+                "postgres's checkpointer has not read the new synchronous standbys yet, so commits may not wait for them"
+                    .into(),
+            ));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// A checkpointer that was signalled has taken the signal, and rests both before and after it was seen asleep: it was
+/// not asleep in the middle of reading its files.
+async fn has_read_files(session: &Session, pid: i32) -> Result<bool> {
+    if !in_force::took_signal_and_sleeps(pid) {
+        return Ok(false);
+    }
+    let Some(checkpointer) = session.checkpointer().await?.filter(in_force::rests) else { return Ok(false) };
+    if in_force::is_writing(&checkpointer) {
+        // Some releases sleep there without noticing a signal that came right before.
+        tokio::time::sleep(SLOW_WRITE).await;
+    }
+    let calm = in_force::took_signal_and_sleeps(pid);
+    Ok(calm && session.checkpointer().await?.is_some_and(|now| now.pid == pid && in_force::rests(&now)))
 }
 
 /// Makes everything that a program wrote with `--no-sync` durable. One call per file system takes a tenth of the time

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// `keeperstate`: who this directory's keeper is.
@@ -115,6 +115,29 @@ pub(super) fn make_private_dir(path: &Path) -> Result<()> {
     io(DirBuilder::new().recursive(true).mode(0o700).create(path), "create", path)
 }
 
+/// Makes sure that only we can put a socket into this directory: whoever can would be taken for PostgreSQL, and could
+/// stand between it and us. `/tmp` is everybody's, but there the sticky bit keeps a socket that exists.
+pub(super) fn ensure_socket_dir(path: &Path, own: &Path) -> Result<()> {
+    if path == Path::new("/tmp") {
+        return Ok(());
+    }
+    if std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        make_private_dir(path)?;
+    } else if path.canonicalize().is_ok_and(|path| path == own) {
+        // The keeper's own directory.
+        return io(std::fs::set_permissions(own, Permissions::from_mode(0o700)), "change the mode of", own);
+    }
+    let metadata = io(std::fs::symlink_metadata(path), "look at", path)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() && mode == 0o700 {
+        return Ok(());
+    }
+    Err(KeeperError::Other(format!(
+        "the socket directory {} is not a directory of ours with mode 0700; give another --pg-unix-socket-dir, or correct it",
+        path.display()
+    )))
+}
+
 fn take_lock(path: &Path) -> Result<File> {
     let file = io(OpenOptions::new().create(true).append(true).mode(0o644).open(path), "open", path)?;
     let whole = nix::libc::flock {
@@ -200,6 +223,30 @@ mod tests {
         for broken in ["", "{", "[]", "7", "{\"UID\":3}", "{\"Generation\":\"x\"}", "\u{0}"] {
             std::fs::write(dir.path().join("dbstate"), broken).unwrap();
             assert!(keeper.load_db().is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_in_a_directory_of_ours_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().canonicalize().unwrap();
+        let check = |path: &Path| ensure_socket_dir(path, &own).is_ok();
+        assert!(check(Path::new("/tmp")) && check(&own));
+        let made = own.join("a/b");
+        assert!(check(&made) && check(&made), "created, then found");
+        assert_eq!(std::fs::metadata(&made).unwrap().permissions().mode() & 0o7777, 0o700);
+        for mode in [0o755, 0o770, 0o1777, 0o2700] {
+            std::fs::set_permissions(&made, Permissions::from_mode(mode)).unwrap();
+            assert!(!check(&made), "{mode:o}");
+        }
+        std::fs::set_permissions(&made, Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::symlink(&made, own.join("link")).unwrap();
+        assert!(!check(&own.join("link")));
+        std::fs::write(own.join("file"), "").unwrap();
+        assert!(!check(&own.join("file")));
+        if nix::unistd::geteuid().is_root() {
+            nix::unistd::chown(&made, Some(nix::unistd::Uid::from_raw(65534)), None).unwrap();
+            assert!(!check(&made), "somebody else's");
         }
     }
 

@@ -6,7 +6,7 @@ use super::error::{KeeperError, Result};
 use super::observe;
 use super::plan::{self, Local, Plan, Setup};
 use super::postgres::binaries::Binaries;
-use super::postgres::conf::Parameters;
+use super::postgres::conf::{self, Parameters};
 use super::postgres::process::{self, PidFile, Postmaster};
 use super::postgres::sql::{Session, SharedSession, Target};
 use super::probe::{Probed, Watched};
@@ -14,6 +14,7 @@ use super::publish::Facts;
 use crate::access;
 use model::stolon::{ClusterData, EffectiveSpec, Role};
 use model::{DbUid, GoDuration};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use store::View;
@@ -240,18 +241,33 @@ impl Machine {
         self.take_up(file.as_ref());
         let ready = file.as_ref().is_some_and(|file| file.ready);
         let recovering = if ready { self.recovering().await } else { None };
+        let conf = observe::read_text(&pgdata.join("postgresql.conf"));
         Local {
             cluster_uid: self.keeper.cluster_uid.clone(),
             state: self.state.clone(),
             data: observe::observe_data(&pgdata, recovering),
             running: file.map(|file| observe::observe_running(&file, self.setup.port, &self.config.socket_dir)),
-            conf: observe::read_text(&pgdata.join("postgresql.conf")),
+            reload_owed: self.reload_owed || (recovering == Some(false) && self.lacks_floors(conf.as_deref())),
+            conf,
             hba: observe::read_text(&pgdata.join("pg_hba.conf")),
             sync_wait: self.sync_wait,
-            in_sync: self.probed.borrow().in_sync(),
-            reload_owed: self.reload_owed,
+            in_sync: self.in_sync(),
             checkpoint_owed: self.checkpoint_owed,
         }
+    }
+
+    /// What the probe saw of this postmaster, not of the one before.
+    fn in_sync(&self) -> Option<BTreeSet<DbUid>> {
+        let probed = self.probed.borrow();
+        let current = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
+        if probed.pid == current { probed.in_sync() } else { None }
+    }
+
+    /// The configured synchronous standbys were not all proven to be in force since this start or promotion.
+    fn lacks_floors(&self, conf: Option<&str>) -> bool {
+        let names = conf.and_then(|conf| conf::value(conf, "synchronous_standby_names")).unwrap_or_default();
+        let floors = &self.watched.borrow().floors;
+        conf::synchronous_dbs(names).iter().any(|db| !floors.contains_key(db))
     }
 
     /// Follows what the pid file says: a postmaster may have ended, or been started by hand.
@@ -287,7 +303,14 @@ impl Machine {
     pub(super) fn set_postmaster(&mut self, postmaster: Option<Postmaster>) {
         let pid = postmaster.as_ref().map(|postmaster| postmaster.pid);
         self.postmaster = postmaster;
-        self.watched.send_if_modified(|watched| std::mem::replace(&mut watched.pid, pid) != pid);
+        self.watched.send_if_modified(|watched| {
+            let changed = std::mem::replace(&mut watched.pid, pid) != pid;
+            if changed {
+                // Another start: commits that waited before it became visible without any standby's word.
+                watched.floors.clear();
+            }
+            changed
+        });
         self.tell();
     }
 

@@ -208,8 +208,10 @@ impl Context<'_> {
         let Some(running) = self.local.running else {
             // Restarting made commits visible that still waited for a standby, so nobody may see them before
             // the standbys have them.
-            let files = self.files(None, sync);
-            let mut steps = vec![Step::SetSyncWait(sync)];
+            // Nor may anybody write to a master that the cluster has given up meanwhile.
+            let restricted = sync || self.is_given_up();
+            let files = self.files(None, restricted);
+            let mut steps = vec![Step::SetSyncWait(restricted)];
             steps.extend(standby.then_some(Step::MarkStandby));
             steps.extend([Step::WriteFiles(files), Step::Start, Step::WaitReady(self.ready_limit())]);
             return Plan::then_again(steps);
@@ -230,9 +232,30 @@ impl Context<'_> {
         if self.local.sync_wait != Some(waiting) {
             steps.push(Step::SetSyncWait(waiting));
         }
-        steps.push(Step::EnsureSlots { wanted: self.slots(), required: true });
-        steps.extend(self.configure(&files));
+        let slots = Step::EnsureSlots { wanted: self.slots(), required: true };
+        let configure = self.configure(&files);
+        // A new standby needs its slot before commits wait for it. But a lack of slots must not keep commits waiting for
+        // one that leaves.
+        if self.only_leaves(&files) {
+            steps.extend(configure.into_iter().chain([slots]));
+        } else {
+            steps.extend([slots].into_iter().chain(configure));
+        }
         self.finish(steps)
+    }
+
+    /// The synchronous set gets smaller, and nobody joins it.
+    fn only_leaves(&self, files: &Files) -> bool {
+        let dbs =
+            |conf: &str| conf::synchronous_dbs(conf::value(conf, "synchronous_standby_names").unwrap_or_default());
+        let (old, new) = (dbs(self.local.conf.as_deref().unwrap_or_default()), dbs(&files.conf));
+        old != new && new.is_subset(&old)
+    }
+
+    /// Another db is to be master, and this one was not told yet what to become.
+    fn is_given_up(&self) -> bool {
+        let master = &self.data.cluster.status.master;
+        !master.is_empty() && *master != self.db.uid
     }
 
     fn standby(&self) -> Plan {
@@ -294,12 +317,15 @@ impl Context<'_> {
     }
 
     fn still_waiting(&self) -> bool {
+        // A keeper that died while it kept users out left the restricted file behind.
+        let waited = self.local.sync_wait.unwrap_or_else(|| self.local.hba.as_deref() == Some(&self.hba(true)));
+        if waited && self.is_given_up() {
+            return true;
+        }
         if !self.db.spec.synchronous_replication {
             return false;
         }
         let wanted: BTreeSet<DbUid> = self.db.spec.synchronous_standbys.iter().flatten().cloned().collect();
-        // A keeper that died while it kept users out left the restricted file behind.
-        let waited = self.local.sync_wait.unwrap_or_else(|| self.local.hba.as_deref() == Some(&self.hba(true)));
         waited && !wanted.is_empty() && self.local.in_sync.as_ref() != Some(&wanted)
     }
 

@@ -3,10 +3,10 @@
 use super::error::Result;
 use super::postgres::conf::{self, Parameters};
 use super::postgres::process;
-use super::postgres::sql::{Liveness, SharedSession, Snapshot, Target, liveness};
+use super::postgres::sql::{Liveness, SharedSession, Snapshot, Standby, Target, liveness};
 use model::DbUid;
 use model::stolon::TimelineHistory;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,9 @@ pub struct Watched {
     pub wanted_sync: BTreeSet<DbUid>,
     /// The user's parameters, to tell them from ours.
     pub user_parameters: Parameters,
+    /// Standbys whose confirmations commits wait for, and since which position: one that has flushed so much holds
+    /// every commit that anybody was told of. Not listed: it may lack some, even if PostgreSQL calls it synchronous.
+    pub floors: BTreeMap<DbUid, u64>,
     /// The machine did something: look at once, and read parameters anew.
     pub acted: u64,
 }
@@ -49,6 +52,8 @@ pub struct Probed {
     pub acted: u64,
     /// It works.
     pub healthy: bool,
+    /// What was known of synchronous standbys at the look.
+    pub floors: BTreeMap<DbUid, u64>,
     /// State; stays the last one known while unhealthy.
     pub snapshot: Snapshot,
     /// The last two entries of the timeline's history.
@@ -60,10 +65,12 @@ pub struct Probed {
 }
 
 impl Probed {
-    /// Standbys in sync; `None` while nothing is known.
+    /// Standbys that hold every commit and that commits wait for; `None` while nothing is known.
     pub fn in_sync(&self) -> Option<BTreeSet<DbUid>> {
         let sync = self.snapshot.standbys.iter().filter(|standby| standby.sync);
-        self.healthy.then(|| sync.map(|standby| standby.db.as_str().into()).collect())
+        let of = |standby: &Standby| (DbUid::from(standby.db.as_str()), standby.flushed);
+        let complete = |(db, flushed): &(DbUid, u64)| self.floors.get(db).is_some_and(|floor| floor <= flushed);
+        self.healthy.then(|| sync.map(of).filter(complete).map(|(db, _)| db).collect())
     }
 }
 
@@ -175,6 +182,7 @@ impl Probe {
             pid: watched.pid,
             acted: watched.acted,
             healthy: true,
+            floors: watched.floors.clone(),
             snapshot,
             history,
             parameters: memory.parameters.clone(),
@@ -221,12 +229,11 @@ fn expects_change(watched: &Watched, probed: &Probed) -> bool {
         return true;
     }
     let standbys = &probed.snapshot.standbys;
-    let is = |db: &DbUid, wanted: &dyn Fn(&super::postgres::sql::Standby) -> bool| {
-        standbys.iter().any(|standby| *db == *standby.db.as_str() && wanted(standby))
-    };
+    let in_sync = probed.in_sync().unwrap_or_default();
+    let connected = |db: &DbUid| standbys.iter().any(|standby| *db == *standby.db.as_str());
     standbys.iter().any(|standby| !standby.streaming)
-        || watched.followers.iter().any(|db| !is(db, &|_| true))
-        || watched.wanted_sync.iter().any(|db| !is(db, &|standby| standby.sync))
+        || watched.followers.iter().any(|db| !connected(db))
+        || !watched.wanted_sync.is_subset(&in_sync)
         || (probed.snapshot.in_recovery && !probed.snapshot.receiving)
 }
 
@@ -275,7 +282,6 @@ fn is_segment(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::postgres::sql::Standby;
     use super::*;
     use proptest::prelude::*;
 
@@ -311,10 +317,16 @@ mod tests {
     fn missing_standbys_are_awaited_eagerly() {
         let probed = |rows: &[(&str, bool, bool)]| Probed {
             healthy: true,
+            floors: [("a".into(), 7)].into(),
             snapshot: Snapshot {
                 standbys: rows
                     .iter()
-                    .map(|(db, streaming, sync)| Standby { db: (*db).into(), streaming: *streaming, sync: *sync })
+                    .map(|(db, streaming, sync)| Standby {
+                        db: (*db).into(),
+                        streaming: *streaming,
+                        sync: *sync,
+                        flushed: 7,
+                    })
                     .collect(),
                 ..Default::default()
             },
@@ -327,6 +339,21 @@ mod tests {
         assert!(expects_change(&watched, &probed(&[("a", true, false)])));
         assert!(!expects_change(&watched, &probed(&[("a", true, true)])));
         assert!(!expects_change(&Watched { pid: None, ..watched }, &probed(&[])));
+    }
+
+    #[test]
+    fn in_sync_means_that_every_commit_is_there() {
+        let in_sync = |healthy, sync, flushed, floor: Option<u64>| {
+            let standby = Standby { db: "a".into(), streaming: true, sync, flushed };
+            let snapshot = Snapshot { standbys: vec![standby], ..Default::default() };
+            let floors = floor.map(|floor| ("a".into(), floor)).into_iter().collect();
+            Probed { healthy, snapshot, floors, ..Default::default() }.in_sync().map(|set| set.len())
+        };
+        assert_eq!(in_sync(true, true, 7, Some(7)), Some(1));
+        for (sync, flushed, floor) in [(true, 6, Some(7)), (true, 7, None), (false, 7, Some(7))] {
+            assert_eq!(in_sync(true, sync, flushed, floor), Some(0), "{sync} {flushed} {floor:?}");
+        }
+        assert_eq!(in_sync(false, true, 7, Some(7)), None);
     }
 
     proptest! {

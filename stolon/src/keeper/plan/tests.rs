@@ -390,6 +390,46 @@ fn users_wait_after_the_start_of_a_synchronous_master() {
 }
 
 #[test]
+fn a_master_that_was_given_up_starts_without_users() {
+    let mut case = Case::new("a");
+    case.data.cluster.status.master = "s".into();
+    // It runs: nothing changes for those who use it.
+    assert!(case.settled().local.hba.unwrap().contains("host all all"));
+    let mut case = Case::new("a");
+    case.data.cluster.status.master = "s".into();
+    case.local.running = None;
+    assert!(case.plan().steps.contains(&Step::SetSyncWait(true)));
+    let mut case = case.settled();
+    assert!(!case.local.hba.as_ref().unwrap().contains("host all all"));
+    (case.local.running, case.local.sync_wait) = (RUNNING, Some(true));
+    assert_eq!(case.steps(), "ensure slots, restart if pending, save state");
+    // The keeper's successor goes on; a change of mind lets users in.
+    case.local.sync_wait = None;
+    assert!(case.plan().steps.contains(&Step::SetSyncWait(true)));
+    case.data.cluster.status.master = "m".into();
+    assert!(case.plan().steps.contains(&Step::SetSyncWait(false)));
+    assert!(case.settled().local.hba.unwrap().contains("host all all"));
+}
+
+#[test]
+fn names_go_first_where_a_standby_only_leaves() {
+    let order = |old: &[&str], new: &[&str]| {
+        let list = |names: &[&str]| Some(names.iter().map(|&name| DbUid::from(name)).collect::<Vec<_>>());
+        let mut case = Case::new("a");
+        case.db().synchronous_replication = true;
+        case.db().synchronous_standbys = list(old);
+        let mut case = case.settled();
+        case.db().synchronous_standbys = list(new);
+        case.steps()
+    };
+    let (slots_first, names_first) = ("ensure slots, write files, reload, ", "write files, reload, ensure slots, ");
+    assert!(order(&["s"], &["s", "t"]).starts_with(slots_first));
+    assert!(order(&["s"], &["t"]).starts_with(slots_first));
+    assert!(order(&["s", "t"], &["t"]).starts_with(names_first));
+    assert!(order(&["s"], &[]).starts_with(names_first));
+}
+
+#[test]
 fn a_promoted_standby_has_its_synchronous_set_in_force_before() {
     let mut case = Case::new("a");
     case.db().synchronous_replication = true;

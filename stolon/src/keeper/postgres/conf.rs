@@ -2,18 +2,19 @@
 
 use model::DbUid;
 use model::stolon::DbSpec;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// Parameters by name.
 pub type Parameters = BTreeMap<String, String>;
 
 /// Names that stolon sets itself: they are never reported nor merged into the cluster's specification.
-pub const MANAGED: [&str; 21] = [
+pub const MANAGED: [&str; 22] = [
     "unix_socket_directories",
     "wal_keep_segments",
     "wal_keep_size",
     "hot_standby",
+    "restart_after_crash",
     "listen_addresses",
     "port",
     "max_replication_slots",
@@ -86,6 +87,9 @@ pub fn parameters(input: &ConfInput<'_>) -> Parameters {
     let mut set = |name: &str, value: String| all.insert(name.to_owned(), value);
     set("unix_socket_directories", input.socket_dir.to_owned());
     set("hot_standby", "on".to_owned());
+    // After a crash of one backend PostgreSQL would let users in again by itself, and show them commits that still waited
+    // for a standby. The keeper starts it again, and knows what has to hold before users come in.
+    set("restart_after_crash", "off".to_owned());
     set("wal_level", wal_level.to_owned());
     set("wal_keep_size", wal_keep_size);
     set("listen_addresses", input.listen_address.to_owned());
@@ -117,6 +121,12 @@ fn synchronous_standby_names(spec: &DbSpec) -> String {
         [one] => one.clone(),
         many => format!("{} ({})", many.len(), many.join(",")),
     }
+}
+
+/// The standbys of ours in a value of `synchronous_standby_names`.
+pub fn synchronous_dbs(names: &str) -> BTreeSet<DbUid> {
+    let words = names.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '-'));
+    words.filter_map(|word| word.strip_prefix(super::PREFIX)).filter(|db| !db.is_empty()).map(DbUid::from).collect()
 }
 
 /// Renders parameters, sorted, each value quoted.
@@ -172,6 +182,7 @@ mod tests {
             pg_parameters: map(&[
                 ("x.y", "it's \\ \n"),
                 ("port", "1"),
+                ("restart_after_crash", "on"),
                 ("wal_level", "minimal"),
                 ("recovery_target_lsn", "0/1"),
                 ("wal_keep_segments", "9"),
@@ -182,6 +193,7 @@ mod tests {
             render(&all(&spec, None, Some(&recovery))),
             "hot_standby = 'on'\nlisten_addresses = '127.0.0.1'\nmax_replication_slots = '20'\nmax_wal_senders = '47'\n\
              port = '5442'\nprimary_conninfo = 'host=a user=''it''''s'''\nprimary_slot_name = 'stolon_b'\nrecovery_init_sync_method = 'syncfs'\n\
+             restart_after_crash = 'off'\n\
              synchronous_standby_names = ''\nunix_socket_directories = '/tmp'\n\
              wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '10s'\n\
              wal_retrieve_retry_interval = '500ms'\nx.y = 'it''s \\\\  '\n"
@@ -220,5 +232,14 @@ mod tests {
         assert_eq!(names(true, Some(&["a"]), Some(&[])), "stolon_a");
         assert_eq!(names(true, Some(&[]), Some(&["stolonfakestandby"])), "stolonfakestandby");
         assert_eq!(names(true, Some(&["a", "b"]), Some(&["x"])), "3 (stolon_a,stolon_b,x)");
+        for (names, wanted) in [
+            ("", &[][..]),
+            ("stolon_", &[]),
+            ("stolonfakestandby", &[]),
+            ("stolon_a", &["a"]),
+            ("3 (stolon_a,stolon_b,x)", &["a", "b"]),
+        ] {
+            assert_eq!(synchronous_dbs(names), wanted.iter().map(|db| DbUid::from(*db)).collect(), "{names}");
+        }
     }
 }

@@ -5,6 +5,7 @@ pub mod conf;
 pub mod conninfo;
 pub mod control;
 pub mod hba;
+pub mod in_force;
 pub mod process;
 pub mod slots;
 pub mod sql;

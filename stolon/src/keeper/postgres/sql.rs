@@ -1,6 +1,7 @@
 //! SQL on the own instance over its Unix socket, and on another member over TCP, always as superuser.
 
 use super::conf::Parameters;
+use super::in_force::Backend;
 use super::slots::{self, SlotChanges};
 use crate::keeper::args::Account;
 use crate::keeper::error::{KeeperError, Result};
@@ -142,6 +143,8 @@ pub struct Standby {
     pub streaming: bool,
     /// Commits wait for it.
     pub sync: bool,
+    /// It has flushed so much.
+    pub flushed: u64,
 }
 
 /// Statements with passwords must not come into PostgreSQL's log, whatever the instance's parameters are. The server
@@ -160,7 +163,8 @@ const SNAPSHOT: &str = "\
       (CASE WHEN r.recovery THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
             ELSE pg_current_wal_flush_lsn() END - '0/0'::pg_lsn)::text, \
       EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
-      ARRAY(SELECT application_name || ' ' || coalesce(state, '') || ' ' || coalesce(sync_state, '') \
+      ARRAY(SELECT application_name || ' ' || coalesce(state, '-') || ' ' || coalesce(sync_state, '-') || ' ' || \
+              coalesce(flush_lsn - '0/0', 0) \
             FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1) \
     FROM (SELECT pg_is_in_recovery() AS recovery) r, pg_control_system() s, pg_control_checkpoint() c, \
          pg_control_recovery() v";
@@ -237,6 +241,28 @@ impl Session {
     pub async fn setting(&self, name: &str) -> Result<String> {
         let sql = format!("SELECT coalesce(current_setting({}, true), '')", literal(name));
         Ok(self.within("read a parameter", self.client.query_one(&sql, &[])).await?.get(0))
+    }
+
+    /// The checkpointer; `None` while there is none.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn checkpointer(&self) -> Result<Option<Backend>> {
+        const SQL: &str =
+            "SELECT pid, coalesce(wait_event, '') FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+        let row = self.within("look for the checkpointer", self.client.query_opt(SQL, &[])).await?;
+        Ok(row.map(|row| Backend { pid: row.get(0), wait: row.get(1) }))
+    }
+
+    /// The position up to which a primary's WAL is flushed; `None` on a standby.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn flushed(&self) -> Result<Option<u64>> {
+        const SQL: &str =
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_flush_lsn() - '0/0')::text END";
+        let lsn: Option<String> = self.within("ask for the position", self.client.query_one(SQL, &[])).await?.get(0);
+        Ok(lsn.and_then(|lsn| lsn.parse().ok()))
     }
 
     /// Names of parameters that wait for a restart.
@@ -329,8 +355,9 @@ impl Session {
 
 fn parse_standby(row: &str) -> Option<Standby> {
     let mut words = row.strip_prefix(super::PREFIX)?.split(' ');
-    let (db, state, sync) = (words.next()?, words.next()?, words.next()?);
-    Some(Standby { db: db.to_owned(), streaming: state == "streaming", sync: sync == "sync" })
+    let (db, state, sync, flushed) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    let flushed = flushed.parse().ok()?;
+    Some(Standby { db: db.to_owned(), streaming: state == "streaming", sync: sync == "sync", flushed })
 }
 
 #[cfg(test)]
@@ -339,10 +366,12 @@ mod tests {
 
     #[test]
     fn rows_of_standbys() {
-        let standby = |db: &str, streaming, sync| Standby { db: db.into(), streaming, sync };
-        assert_eq!(parse_standby("stolon_ab streaming sync"), Some(standby("ab", true, true)));
-        assert_eq!(parse_standby("stolon_ab catchup async"), Some(standby("ab", false, false)));
-        for broken in ["", "stolon_", "other streaming sync", "stolon_ab"] {
+        let standby = |db: &str, streaming, sync, flushed| Standby { db: db.into(), streaming, sync, flushed };
+        assert_eq!(parse_standby("stolon_ab streaming sync 7"), Some(standby("ab", true, true, 7)));
+        assert_eq!(parse_standby("stolon_ab catchup async 0"), Some(standby("ab", false, false, 0)));
+        for broken in
+            ["", "stolon_", "other streaming sync 7", "stolon_ab", "stolon_ab streaming sync", "stolon_ab a b -1"]
+        {
             assert_eq!(parse_standby(broken), None, "{broken}");
         }
     }
