@@ -512,3 +512,107 @@ async fn synchronous_standbys_hold_back_users_after_a_restart() {
     println!("users let in again: {} ms", started.elapsed().as_millis());
     a.one("CREATE TABLE t ()").await;
 }
+
+#[tokio::test]
+async fn a_synchronous_set_is_confirmed_only_when_commits_wait() {
+    let lab = Lab::new(Auth::Trust, serde_json::json!({"initMode": "new", "sleepInterval": "2s"})).await;
+    let a = lab.master().await;
+    let _b = lab.standby().await;
+    let of_kind = |kind: &str| format!("SELECT pid FROM pg_stat_activity WHERE backend_type = '{kind}'");
+    let checkpointer = Pid::from_raw(a.one(&of_kind("checkpointer")).await.parse().unwrap());
+    kill(checkpointer, Signal::SIGSTOP).unwrap();
+    lab.change_db("d1", |spec| {
+        spec.synchronous_replication = true;
+        spec.synchronous_standbys = Some(vec!["d2".into()]);
+        spec.external_synchronous_standbys = Some(vec![]);
+    })
+    .await;
+    let started = Instant::now();
+    while a.one("SHOW synchronous_standby_names").await != "stolon_d2" {
+        assert!(started.elapsed() < LIMIT, "{}", a.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than one attempt to prove it.
+    let shown = Instant::now();
+    while shown.elapsed() < Duration::from_secs(7) {
+        let info = lab.info("a").await.unwrap();
+        assert!(!applied(&info, "d1", 4) && !in_sync(&info, &["d2"]), "confirmed while no commit waits: {info:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(a.log().contains("commits may not wait"), "{}", a.log());
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    lab.wait("synchronous set in force", "a", |info| applied(info, "d1", 4) && in_sync(info, &["d2"])).await;
+
+    // A crash of one backend ends the server; the keeper, which knows what has to hold, starts it again.
+    let postmaster = a.postmaster().unwrap();
+    let victim = a.sql().await;
+    let pid: i32 = victim.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let crashed = Instant::now();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    while is_alive(postmaster) {
+        assert!(crashed.elapsed() < LIMIT, "{}", a.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    lab.wait("restart after the crash of a backend", "a", |info| {
+        a.postmaster().is_some_and(|pid| pid != postmaster) && applied(info, "d1", 4) && in_sync(info, &["d2"])
+    })
+    .await;
+    println!("in sync after the crash of a backend: {} ms", crashed.elapsed().as_millis());
+    a.one("CREATE TABLE t ()").await;
+}
+
+#[tokio::test]
+async fn data_is_kept_when_the_source_or_the_store_is_not_what_it_was() {
+    let spec = serde_json::json!({"initMode": "new", "usePgrewind": false, "sleepInterval": "1s"});
+    let lab = Lab::new(Auth::Trust, spec).await;
+    let a = lab.master().await;
+    let b = lab.standby().await;
+    lab.change_db("d2", |spec| {
+        spec.role = Some(Role::Master);
+        spec.follow_config = None;
+        spec.init_mode = Some(DbInitMode::None);
+    })
+    .await;
+    lab.update(|data| data.cluster.status.master = "d2".into()).await;
+    lab.wait("promotion", "b", |info| applied(info, "d2", 2)).await;
+    lab.copy_status("b").await;
+
+    // Nobody answers where the new master is said to be: what runs goes on.
+    let (old, closed) =
+        (a.postmaster().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    lab.update(|data| data.dbs.get_mut(&DbUid::from("d2")).unwrap().status.port = closed.to_string()).await;
+    lab.add_db("d3", "a", follow("d2")).await;
+    lab.change_db("d2", |spec| spec.followers = vec!["d3".into()]).await;
+    lab.wait("the keeper being at work", "a", |info| {
+        info.postgres_state.as_ref().is_some_and(|state| state.uid == *"d3" && !state.healthy)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(is_alive(old), "{}", a.log());
+    lab.copy_status("b").await;
+    lab.wait("resync by copying", "a", |info| applied(info, "d3", 1)).await;
+    let trash: Vec<_> = std::fs::read_dir(a.root.join("trash")).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(trash.len() == 1 && trash[0].join("global/pg_control").exists(), "{trash:?}");
+    assert!(!a.root.join("postgres.new").exists());
+
+    // The store is made again: nobody gives up its data, whatever it says.
+    let running = (a.postmaster(), b.postmaster());
+    lab.update(|data| {
+        data.cluster.uid = "c2".into();
+        data.cluster.status.phase = Some(ClusterPhase::Initializing);
+        data.cluster.status.master = DbUid::default();
+        data.dbs.clear();
+    })
+    .await;
+    lab.add_db("n1", "a", |spec| {
+        spec.role = Some(Role::Master);
+        spec.init_mode = Some(DbInitMode::New);
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((a.postmaster(), b.postmaster()), running);
+    assert!(is_alive(running.0.unwrap()) && is_alive(running.1.unwrap()));
+    for keeper in [&a, &b] {
+        assert!(keeper.log().contains("belongs to stolon cluster c1, but the store describes c2"), "{}", keeper.log());
+    }
+}
