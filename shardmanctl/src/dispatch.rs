@@ -63,7 +63,9 @@ async fn init_command(common: &CommonArgs, args: &InitArgs, out: &mut std::io::S
     }
     let ctx = open(common, "shardmanctl init").await?;
     let options = ladle::init::Options { yes: args.yes };
-    init::create(&ctx, &text, &defaults, options, &ladle::report::Stderr::default()).await
+    init::create(&ctx, &text, &defaults, options, &ladle::report::Stderr::default()).await?;
+    tracing::info!("add nodes to it with shardmanctl nodes add");
+    Ok(())
 }
 
 async fn playground_command(common: &CommonArgs, args: &PlaygroundArgs) -> anyhow::Result<()> {
