@@ -20,7 +20,8 @@ pub struct CtlArgs {
 #[derive(Clone, Debug, Subcommand)]
 #[allow(missing_docs, reason = "each command's doc comment is its help text")]
 pub enum Command {
-    /// Initialise a cluster; one that exists begins anew
+    /// Initialise a cluster; one that exists begins anew, but a keeper that holds data of it keeps the data and
+    /// joins only after its directory was moved away
     Init(init::Args),
     /// Change the cluster specification
     Update(update::Args),
