@@ -1,7 +1,8 @@
 //! The real etcd.
 
 use crate::{
-    Compare, Entry, LeaseId, Listing, Member, Op, Result, SharedStore, Store, StoreError, Target, TxnOutcome, WatchBatch, WatchEvent,
+    Compare, Entry, LeaseId, Listing, Member, Op, Result, SharedStore, Store, StoreError, Target, TxnOutcome,
+    WatchBatch, WatchEvent,
 };
 use async_trait::async_trait;
 use etcd_client as etcd;
