@@ -232,7 +232,7 @@ fn systemd_is_refused_in_one_line() {
     let output = Command::new(env!("CARGO_BIN_EXE_bowl")).args(["--service-manager", "systemd"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.lines().count() == 1 && text.contains("not available in this version"), "{text}");
+    assert!(text.lines().count() == 1 && text.contains("not available yet"), "{text}");
 }
 
 #[test]
