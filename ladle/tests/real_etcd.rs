@@ -74,7 +74,9 @@ async fn the_program_reads_its_arguments() {
     let (status, help, _) = run(&[]);
     assert_eq!(status, Some(0));
     assert!(help.contains("addnodes"));
-    let spec = r#"{"LadleSpec": {"DataDir": "/d"}, "ClusterSpec": {"PgSuUsername": "postgres"}}"#;
+    let trust =
+        r#""ClusterSpec": {"PgSuUsername": "postgres", "PgSuAuthMethod": "trust", "PgReplAuthMethod": "trust"}"#;
+    let spec = &format!(r#"{{"LadleSpec": {{"DataDir": "/d"}}, {trust}}}"#);
     assert_eq!(run(&["init", "-f", "x", spec]).0, Some(2));
     assert_eq!(run(&["addnodes"]).0, Some(2));
     assert_eq!(run(&["init", "-f", "/nowhere"]).0, Some(1));
@@ -82,7 +84,9 @@ async fn the_program_reads_its_arguments() {
     assert_eq!(status, Some(1));
     assert!(error.contains("did you mean DataDir?"), "{error}");
     assert_eq!(run(&["init", "{}"]).0, Some(1));
-    assert_eq!(run(&["init", "{}", "--default-data-dir", "--dry-run"]).0, Some(0));
+    let without_directory = &format!("{{{trust}}}");
+    assert_eq!(run(&["init", without_directory]).0, Some(1));
+    assert_eq!(run(&["init", without_directory, "--default-data-dir", "--dry-run"]).0, Some(0));
     assert_eq!(run(&["init", spec]).0, Some(0));
     let (status, plan, _) = run(&["addnodes", "-n", "n1,n2", "--dry-run"]);
     assert_eq!(status, Some(0));
