@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use model::keys::ClusterKeys;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +26,7 @@ impl Monitor {
 
     /// SIGTERM; gives the exit status.
     fn stop(mut self) -> Result<Option<i32>> {
-        Command::new("kill").arg(self.0.id().to_string()).status()?;
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline {
             if let Some(status) = self.0.try_wait()? {

@@ -4,6 +4,7 @@
 
 use e2e::playground::{Playground, bin_dir};
 use std::process::{Command, Output};
+use store::{EtcdStore, Store as _, StoreOptions};
 use testkit::etcd::Etcd;
 
 /// The least specification that can be initialised: no authentication must be asked for by name.
@@ -42,21 +43,16 @@ async fn specifications_and_nodes() {
         assert_eq!(code, Some(1), "{line}");
         assert!(line.contains(part), "{spec} gave {line}");
     }
-    let get = |prefix: &str| {
-        let output = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &etcd.endpoints(), "get", "--prefix", "--keys-only", prefix])
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().filter(|line| !line.is_empty()).count()
-    };
-    assert_eq!(get("shardman/"), 0, "nothing was written");
+    let options = StoreOptions { endpoints: etcd.endpoints(), ..StoreOptions::default() };
+    let store = EtcdStore::connect(&options).await.unwrap();
+    let keys = async || store.list("shardman/").await.unwrap().entries.len();
+    assert_eq!(keys().await, 0, "nothing was written");
 
     let add = |nodes: &str| run("shardmanctl", &etcd.endpoints(), &["nodes", "add", "-n", nodes]);
     let (code, line) = refusal(&add("n1,n2"));
     assert_eq!((code, line.contains("init")), (Some(1), true), "no cluster yet: {line}");
     assert!(init(TRUST).status.success());
-    let keys = get("shardman/");
+    let before = keys().await;
     for (nodes, part) in
         [("n1", "multiple of 2"), ("n1,n1", "n1"), ("n1,", ""), ("n1,a/b", "a/b"), ("n1,n2,n3", "multiple of 2")]
     {
@@ -66,7 +62,7 @@ async fn specifications_and_nodes() {
     }
     let (code, line) = refusal(&init(TRUST));
     assert_eq!((code, line.contains("exists already")), (Some(1), true), "{line}");
-    assert_eq!(get("shardman/"), keys, "nothing was written");
+    assert_eq!(keys().await, before, "nothing was written");
 
     for (program, arguments) in
         [("shardmanctl", &["nodes", "add"][..]), ("shardmanctl", &["frobnicate"]), ("ladle", &["addnodes"])]
