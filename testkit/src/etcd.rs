@@ -1,9 +1,9 @@
 //! A transient etcd on loopback.
 
+use crate::port::Port;
 use anyhow::{Context as _, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,14 +15,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 pub struct Etcd {
     child: Option<Child>,
     data: TempDir,
-    client_port: u16,
-    peer_port: u16,
-}
-
-/// Two ports that nothing listens on now.
-fn free_ports() -> anyhow::Result<(u16, u16)> {
-    let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((a.local_addr()?.port(), b.local_addr()?.port()))
+    client_port: Port,
+    peer_port: Port,
 }
 
 impl Etcd {
@@ -31,23 +25,20 @@ impl Etcd {
     /// # Errors
     /// etcd is not installed, or does not come up.
     pub async fn start() -> anyhow::Result<Self> {
-        // Another process may take a port between our look and etcd's: try again with others.
-        let mut last = None;
-        for _ in 0..3 {
-            let (client_port, peer_port) = free_ports()?;
-            let data = tempfile::Builder::new().prefix("etcd-").tempdir()?;
-            let mut etcd = Etcd { child: None, data, client_port, peer_port };
-            match etcd.resume().await {
-                Ok(()) => return Ok(etcd),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.context("etcd was not started")?)
+        let data = tempfile::Builder::new().prefix("etcd-").tempdir()?;
+        let mut etcd = Etcd { child: None, data, client_port: Port::reserve()?, peer_port: Port::reserve()? };
+        etcd.resume().await?;
+        Ok(etcd)
+    }
+
+    /// Port for clients.
+    pub fn port(&self) -> u16 {
+        self.client_port.number()
     }
 
     /// Client URL.
     pub fn endpoints(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("http://127.0.0.1:{}", self.port())
     }
 
     /// Where its data is.
@@ -61,7 +52,7 @@ impl Etcd {
     /// It does not come up within 20 s.
     pub async fn resume(&mut self) -> anyhow::Result<()> {
         let client = self.endpoints();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = format!("http://127.0.0.1:{}", self.peer_port.number());
         let log = std::fs::File::create(self.data.path().join("log"))?;
         let child = Command::new("etcd")
             .args(["--name", "default", "--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -92,7 +83,7 @@ impl Etcd {
     /// It has elected itself and can write. An etcd that only listens may still lose everything when it is killed.
     async fn is_healthy(&self) -> bool {
         let ask = async {
-            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.client_port)).await?;
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port())).await?;
             stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
