@@ -1,10 +1,11 @@
 //! Connections with deadlines.
 
 use crate::Endpoints;
+use crate::tls::{self, OpenError, Tls, TlsError};
 use model::clusterspec::{AuthMethod, ClusterSpec, DATABASE, Password};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config};
 
 /// Limit of connecting and of each of the tools' own statements: a hung server must not hang a daemon.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +41,15 @@ pub enum ConnectError {
         /// Why.
         #[source]
         source: tokio_postgres::Error,
+    },
+    /// The TLS settings, which come from libpq's variables, can't be used.
+    #[error("connect to PostgreSQL at {endpoints}")]
+    Tls {
+        /// Where.
+        endpoints: String,
+        /// Why.
+        #[source]
+        source: TlsError,
     },
     /// No answer.
     #[error("PostgreSQL at {endpoints} did not answer within {} s", .after.as_secs())]
@@ -78,6 +88,7 @@ impl std::ops::DerefMut for Session {
 }
 
 /// Connects to the first endpoint that answers, to the database `postgres`, with `statement_timeout` set to `timeout`.
+/// libpq's variables `PGSSL…` decide about TLS, see [`Tls::from_env`].
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -93,14 +104,11 @@ pub async fn connect(endpoints: &Endpoints, login: &Login, timeout: Duration) ->
         config.password(login.password.reveal());
     }
     let names = || endpoints.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let (client, connection) = match tokio::time::timeout(timeout, config.connect(NoTls)).await {
-        Ok(Ok(pair)) => pair,
-        Ok(Err(source)) => return Err(ConnectError::Refused { endpoints: names(), source }),
-        Err(_) => return Err(ConnectError::Timeout { endpoints: names(), after: timeout }),
-    };
-    let task = tokio::spawn(async move {
-        // The client's next call reports the same error.
-        let _ = connection.await;
-    });
-    Ok(Session { client, task })
+    let open = async { tls::open(&config, &Tls::from_env()?, || ()).await };
+    match tokio::time::timeout(timeout, open).await {
+        Ok(Ok((client, task))) => Ok(Session { client, task }),
+        Ok(Err(OpenError::Postgres(source))) => Err(ConnectError::Refused { endpoints: names(), source }),
+        Ok(Err(OpenError::Tls(source))) => Err(ConnectError::Tls { endpoints: names(), source }),
+        Err(_) => Err(ConnectError::Timeout { endpoints: names(), after: timeout }),
+    }
 }

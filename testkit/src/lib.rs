@@ -5,3 +5,4 @@ pub mod etcd;
 pub mod port;
 pub mod postgres;
 pub mod stolon;
+pub mod tls;

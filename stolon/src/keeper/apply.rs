@@ -101,8 +101,9 @@ impl Machine {
         let started = Instant::now();
         let mut command = self.binaries.command("initdb");
         command.arg("-D").arg(self.dir.pgdata()).arg("-U").arg(&self.config.su.user);
-        let method = self.config.su.method.as_str();
-        command.arg(format!("--auth-local={method}")).arg(format!("--auth-host={method}"));
+        let access = self.config.su.access;
+        command.arg(format!("--auth-local={}", access.local.as_str()));
+        command.arg(format!("--auth-host={}", access.method.as_str()));
         let password = self.config.su.password.clone();
         let file = self.dir.root().join(".initdb-password");
         if !password.is_empty() {

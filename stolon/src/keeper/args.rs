@@ -1,12 +1,16 @@
 //! The keeper's command line, and what it means after its rules were checked.
 
+mod account;
+
+pub use account::{Access, Account, AuthMethod, ConnectionType};
+
 use crate::cli::CommonArgs;
-use anyhow::{Context as _, bail};
-use clap::{ArgAction, Parser, ValueEnum};
+use account::password;
+use clap::{ArgAction, Parser};
 use common::exit::UsageError;
 use model::KeeperUid;
-use model::clusterspec::Password;
-use std::path::{Path, PathBuf};
+use pg::{SslMode, Tls};
+use std::path::PathBuf;
 use tracing::warn;
 
 /// Owns one PostgreSQL instance and makes it what the cluster data says
@@ -52,6 +56,12 @@ pub struct Args {
     /// The superuser's authentication
     #[arg(long, value_enum, value_name = "METHOD", default_value = "md5")]
     pub pg_su_auth_method: AuthMethod,
+    /// The superuser's authentication over the Unix socket; by default the same, and peer in place of cert
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub pg_su_local_auth_method: Option<AuthMethod>,
+    /// Which TCP connections the superuser may use; by default host, and hostssl with cert
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub pg_su_connection_type: Option<ConnectionType>,
     /// Replication user
     #[arg(long, value_name = "NAME", default_value = "")]
     pub pg_repl_username: String,
@@ -64,6 +74,24 @@ pub struct Args {
     /// The replication user's authentication
     #[arg(long, value_enum, value_name = "METHOD", default_value = "md5")]
     pub pg_repl_auth_method: AuthMethod,
+    /// The replication user's authentication over the Unix socket; by default the same, and peer in place of cert
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub pg_repl_local_auth_method: Option<AuthMethod>,
+    /// Which TCP connections the replication user may use; by default host, and hostssl with cert
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub pg_repl_connection_type: Option<ConnectionType>,
+    /// TLS to the other members' PostgreSQL: disable, prefer, require, verify-ca or verify-full
+    #[arg(long, value_name = "MODE", default_value_t = SslMode::Prefer)]
+    pub pg_repl_ssl_mode: SslMode,
+    /// Certificates (PEM) that the other members' certificates are verified against
+    #[arg(long, value_name = "FILE")]
+    pub pg_ssl_root_cert: Option<PathBuf>,
+    /// Client certificate (PEM) for the other members
+    #[arg(long, value_name = "FILE")]
+    pub pg_ssl_cert: Option<PathBuf>,
+    /// Its key (PEM), readable for PostgreSQL's user only
+    #[arg(long, value_name = "FILE")]
+    pub pg_ssl_key: Option<PathBuf>,
     /// May be chosen as new master
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value_t = true, action = ArgAction::Set)]
@@ -99,40 +127,6 @@ pub struct Args {
     pub debug: bool,
 }
 
-/// How a user of PostgreSQL proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AuthMethod {
-    /// Password; PostgreSQL uses SCRAM by itself where the stored secret is one.
-    Md5,
-    /// Password by SCRAM only.
-    #[value(name = "scram-sha-256")]
-    ScramSha256,
-    /// Anybody who reaches the server.
-    Trust,
-}
-
-impl AuthMethod {
-    /// As it stands in pg_hba.conf.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AuthMethod::Md5 => "md5",
-            AuthMethod::ScramSha256 => "scram-sha-256",
-            AuthMethod::Trust => "trust",
-        }
-    }
-}
-
-/// A user of PostgreSQL that the keeper works as.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Role name.
-    pub user: String,
-    /// Empty with trust.
-    pub password: Password,
-    /// Authentication.
-    pub method: AuthMethod,
-}
-
 /// The checked command line.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -156,6 +150,8 @@ pub struct Config {
     pub su: Account,
     /// Replication user.
     pub repl: Account,
+    /// TLS to the other members.
+    pub tls: Tls,
     /// See the flag.
     pub can_be_master: bool,
     /// See the flag.
@@ -192,16 +188,7 @@ impl Args {
         if self.store_skip_tls_verify {
             return Err(usage("--store-skip-tls-verify is not served; give --store-ca-file".into()));
         }
-        let su = Account {
-            user: self.pg_su_username.clone().unwrap_or_else(|| os_user.to_owned()),
-            password: password("su", self.pg_su_auth_method, &self.pg_su_password, &self.pg_su_passwordfile)?,
-            method: self.pg_su_auth_method,
-        };
-        let repl = Account {
-            user: self.pg_repl_username.clone(),
-            password: password("repl", self.pg_repl_auth_method, &self.pg_repl_password, &self.pg_repl_passwordfile)?,
-            method: self.pg_repl_auth_method,
-        };
+        let (su, repl) = self.accounts(os_user)?;
         if su.user == repl.user {
             warn!("superuser and replication user are the same; two users are better");
             if su != repl {
@@ -222,11 +209,58 @@ impl Args {
             socket_dir: self.pg_unix_socket_dir.clone(),
             su,
             repl,
+            tls: self.tls().map_err(usage)?,
             can_be_master: self.can_be_master,
             can_be_synchronous_replica: self.can_be_synchronous_replica,
             locking: !self.disable_data_dir_locking,
             priority: self.priority,
         })
+    }
+
+    fn accounts(&self, os_user: &str) -> anyhow::Result<(Account, Account)> {
+        let su = (self.pg_su_auth_method, self.pg_su_local_auth_method, self.pg_su_connection_type);
+        let su = Access::new("su", su.0, su.1, su.2)?;
+        let repl = (self.pg_repl_auth_method, self.pg_repl_local_auth_method, self.pg_repl_connection_type);
+        let repl = Access::new("repl", repl.0, repl.1, repl.2)?;
+        let su = Account {
+            user: self.pg_su_username.clone().unwrap_or_else(|| os_user.to_owned()),
+            password: password("su", su, &self.pg_su_password, &self.pg_su_passwordfile)?,
+            access: su,
+        };
+        let repl = Account {
+            user: self.pg_repl_username.clone(),
+            password: password("repl", repl, &self.pg_repl_password, &self.pg_repl_passwordfile)?,
+            access: repl,
+        };
+        Ok((su, repl))
+    }
+
+    /// The files themselves are read later, as PostgreSQL's user, who has to be able to read them.
+    fn tls(&self) -> Result<Tls, String> {
+        let absolute = |file: &Option<PathBuf>| file.as_ref().map(std::path::absolute).transpose();
+        let tls = || {
+            std::io::Result::Ok(Tls {
+                mode: self.pg_repl_ssl_mode,
+                root_cert: absolute(&self.pg_ssl_root_cert)?,
+                cert: absolute(&self.pg_ssl_cert)?,
+                key: absolute(&self.pg_ssl_key)?,
+            })
+        };
+        let tls = tls().map_err(|error| format!("a file of --pg-ssl-… can't be found: {error}"))?;
+        if tls.cert.is_some() != tls.key.is_some() {
+            return Err("give both --pg-ssl-cert and --pg-ssl-key or none of them".into());
+        }
+        for (user, method) in [("su", self.pg_su_auth_method), ("repl", self.pg_repl_auth_method)] {
+            if method == AuthMethod::Cert && (tls.cert.is_none() || tls.mode == SslMode::Disable) {
+                return Err(format!(
+                    "--pg-{user}-auth-method cert needs --pg-ssl-cert, --pg-ssl-key and a --pg-repl-ssl-mode other than disable"
+                ));
+            }
+        }
+        if matches!(tls.mode, SslMode::VerifyCa | SslMode::VerifyFull) && tls.root_cert.is_none() {
+            return Err(format!("--pg-repl-ssl-mode {} needs --pg-ssl-root-cert", tls.mode));
+        }
+        Ok(tls)
     }
 
     /// Warnings about flags that are accepted without effect, and about a doubtful advertised address.
@@ -248,38 +282,6 @@ impl Args {
 
 fn is_uid(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-}
-
-fn password(who: &str, method: AuthMethod, given: &Option<String>, file: &Option<PathBuf>) -> anyhow::Result<Password> {
-    match (method, given, file) {
-        (AuthMethod::Trust, None, None) => Ok(Password::default()),
-        (AuthMethod::Trust, ..) => bail!(UsageError(format!(
-            "--pg-{who}-auth-method is trust, which needs no password; leave --pg-{who}-password and --pg-{who}-passwordfile out"
-        ))),
-        (_, Some(password), None) if !password.is_empty() => Ok(Password::from(password.as_str())),
-        (_, None, Some(file)) => read_password(file),
-        _ => bail!(UsageError(format!("give either --pg-{who}-password or --pg-{who}-passwordfile"))),
-    }
-}
-
-fn read_password(file: &Path) -> anyhow::Result<Password> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let read = || anyhow::Ok((std::fs::read_to_string(file)?, std::fs::metadata(file)?.permissions().mode()));
-    let (text, mode) = read().with_context(|| format!("read the password file {}", file.display()))?;
-    if mode & 0o077 != 0 {
-        warn!(file = %file.display(), "others may read the password file; chmod 0600 it");
-    }
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.len() != text.len() {
-        warn!(file = %file.display(), "the password file ends with a line break, which is not taken as part of the password");
-    }
-    if password.is_empty() {
-        bail!("the password file {} is empty; write the password into it", file.display());
-    }
-    if password.contains(['\n', '\0']) {
-        bail!("the password file {} has more than one line; write the password only", file.display());
-    }
-    Ok(Password::from(password))
 }
 
 #[cfg(test)]
@@ -306,6 +308,27 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_preferred_and_checked() {
+        let tls = parse(&TRUST).unwrap().tls;
+        assert_eq!(tls, Tls::default());
+        let files = ["--pg-ssl-root-cert", "r", "--pg-ssl-cert", "/c", "--pg-ssl-key", "/k"];
+        let tls = parse(&[&TRUST[..], &files, &["--pg-repl-ssl-mode", "verify-full"]].concat()).unwrap().tls;
+        assert_eq!((tls.mode, tls.cert), (SslMode::VerifyFull, Some("/c".into())));
+        assert!(tls.root_cert.is_some_and(|file| file.is_absolute()), "PostgreSQL works in another directory");
+        let cert = ["--pg-su-auth-method", "cert", "--pg-repl-auth-method", "cert"];
+        assert_eq!(parse(&[&cert[..], &files].concat()).unwrap().repl.access, AuthMethod::Cert.into());
+        for bad in [
+            [&TRUST[..], &["--pg-repl-ssl-mode", "verify-ca"]].concat(),
+            [&TRUST[..], &["--pg-repl-ssl-mode", "always"]].concat(),
+            [&TRUST[..], &["--pg-ssl-key", "/k"]].concat(),
+            cert.to_vec(),
+            [&cert[..], &files, &["--pg-repl-ssl-mode", "disable"]].concat(),
+        ] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn rules_are_checked() {
         let su_trust = ["--pg-su-auth-method", "trust"];
         for bad in [
@@ -318,16 +341,6 @@ mod tests {
             vec!["--pg-su-username", "repl", "--pg-su-password", "a", "--pg-repl-password", "b"],
         ] {
             assert!(parse(&bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn password_files_lose_their_line_end_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("p");
-        for (text, wanted) in [("a b\r\n", Some("a b")), (" x", Some(" x")), ("\n", None), ("", None), ("a\nb", None)] {
-            std::fs::write(&file, text).unwrap();
-            assert_eq!(read_password(&file).ok().map(|p| p.reveal().to_owned()).as_deref(), wanted, "{text:?}");
         }
     }
 }

@@ -84,6 +84,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
     if version.major < 12 {
         bail!("PostgreSQL {} is too old; version 15 or later is wanted", version.major);
     }
+    config.tls.check().context("TLS to the other members' PostgreSQL")?;
     let passfile = conninfo::passfile(&[&config.su, &config.repl]);
     if let Some(text) = &passfile {
         write_file(&dir.passfile(), text.as_bytes())?;
@@ -98,9 +99,10 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
         listen_address: config.listen_address.clone(),
         port: config.port,
         socket_dir: config.socket_dir.display().to_string(),
-        su: (config.su.user.clone(), config.su.method),
-        repl: (config.repl.user.clone(), config.repl.method),
+        su: (config.su.user.clone(), config.su.access),
+        repl: (config.repl.user.clone(), config.repl.access),
         passfile: passfile.map(|_| dir.passfile().display().to_string()),
+        tls: config.tls.clone(),
     };
     let identity = Identity {
         uid: keeper.uid.clone(),
@@ -117,6 +119,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
         port: config.port,
         account: config.su.clone(),
         timeout: REQUEST_TIMEOUT,
+        tls: config.tls.clone(),
     };
     let tasks = Tasks { store, keys, setup, identity, target };
     let parts = (config, dir, binaries, keeper, state);

@@ -11,7 +11,7 @@ pub use step::{Attempt, Data, Files, Local, Plan, Resync, Running, Setup, Step};
 
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
-use super::postgres::conninfo::{self, Source};
+use super::postgres::conninfo::{self, Secrets, Source};
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
 use model::DbUid;
@@ -378,8 +378,12 @@ impl Context<'_> {
 
     fn recovery(&self, source: &Source) -> Recovery {
         let slot = slots::name(&self.db.uid);
-        let conninfo = conninfo::primary(source, &self.setup.repl.0, &slot, self.setup.passfile.as_deref());
+        let conninfo = conninfo::primary(source, &self.setup.repl.0, &slot, &self.secrets());
         Recovery { primary_conninfo: conninfo, primary_slot_name: slot }
+    }
+
+    fn secrets(&self) -> Secrets<'_> {
+        Secrets { passfile: self.setup.passfile.as_deref(), tls: &self.setup.tls }
     }
 
     /// The followed db and how to reach it.

@@ -7,7 +7,7 @@ use super::datadir::{DbState, write_file};
 use super::error::{KeeperError, Result, io};
 use super::machine::{Interest, Machine};
 use super::plan::{Attempt, Resync};
-use super::postgres::conninfo::{self, Source};
+use super::postgres::conninfo::{self, Secrets, Source};
 use super::postgres::sql::{self, Session, Target};
 use super::postgres::{binaries, control, process};
 use super::probe::{is_other_branch, parse_history};
@@ -118,14 +118,17 @@ impl Machine {
         process::remove_file(&pgdata.join("postgresql.auto.conf"))?;
         // Single-user recovery, which pg_rewind runs after a crash, refuses to work with it.
         process::remove_file(&pgdata.join("standby.signal"))?;
-        let passfile = self.setup.passfile.as_deref();
-        let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, passfile, "postgres");
+        let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, &self.secrets(), "postgres");
         let mut command = self.binaries.command("pg_rewind");
         command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
         binaries::run("pg_rewind", command).await?;
         sync_data(pgdata).await?;
         info!(milliseconds = millis(started), "rewound to the primary's history");
         Ok(())
+    }
+
+    fn secrets(&self) -> Secrets<'_> {
+        Secrets { passfile: self.setup.passfile.as_deref(), tls: &self.setup.tls }
     }
 
     /// Replaces the data by a copy, which is complete before the old data goes.
@@ -160,8 +163,7 @@ impl Machine {
 
     async fn base_backup(&self, resync: &Resync, target: &Path) -> Result<()> {
         let started = Instant::now();
-        let passfile = self.setup.passfile.as_deref();
-        let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, passfile, "");
+        let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, &self.secrets(), "");
         let mut command = self.binaries.command("pg_basebackup");
         command.arg("-D").arg(target).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
         command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]);

@@ -1,11 +1,12 @@
 //! The words of planning: what is known, what can be done.
 
-use super::super::args::AuthMethod;
+use super::super::args::Access;
 use super::super::datadir::DbState;
 use super::super::postgres::conninfo::Source;
 use super::super::postgres::control::Control;
 use model::stolon::NewConfig;
 use model::{DbUid, KeeperUid};
+use pg::Tls;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -24,12 +25,14 @@ pub struct Setup {
     pub port: u16,
     /// `unix_socket_directories`.
     pub socket_dir: String,
-    /// Superuser's name and method.
-    pub su: (String, AuthMethod),
-    /// Replication user's name and method.
-    pub repl: (String, AuthMethod),
+    /// Superuser's name and how it is let in.
+    pub su: (String, Access),
+    /// Replication user's name and how it is let in.
+    pub repl: (String, Access),
     /// Passwords for libpq; `None` when there are none.
     pub passfile: Option<String>,
+    /// TLS to the other members.
+    pub tls: Tls,
 }
 
 /// The data directory.

@@ -26,9 +26,10 @@ impl Case {
             listen_address: "127.0.0.1".into(),
             port: 5442,
             socket_dir: "/tmp".into(),
-            su: ("postgres".into(), AuthMethod::Md5),
-            repl: ("repl".into(), AuthMethod::Md5),
+            su: ("postgres".into(), AuthMethod::Md5.into()),
+            repl: ("repl".into(), AuthMethod::Md5.into()),
             passfile: Some("/d/pgpass".into()),
+            tls: Default::default(),
         };
         let spec: StolonSpec = serde_json::from_value(json!({"initMode": "new"})).unwrap();
         let mut data = ClusterData::new("cluster", spec, Default::default());

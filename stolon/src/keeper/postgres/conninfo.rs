@@ -1,7 +1,9 @@
 //! Connection strings for standbys and for the programs that copy data, and the file with their passwords.
 
 use crate::keeper::args::Account;
+use pg::Tls;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// A PostgreSQL of this cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,30 +14,45 @@ pub struct Source {
     pub port: String,
 }
 
+/// What proves who we are, and how much of that we ask from others: names of files, never what is in them.
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets<'a> {
+    /// Passwords.
+    pub passfile: Option<&'a str>,
+    /// TLS.
+    pub tls: &'a Tls,
+}
+
 /// `primary_conninfo` of a standby. The password is in the passfile, never in a configuration that
 /// `pg_settings`, a base backup or a log would show.
-pub fn primary(source: &Source, user: &str, application: &str, passfile: Option<&str>) -> String {
-    render(source, user, application, passfile, &[])
+pub fn primary(source: &Source, user: &str, application: &str, secrets: &Secrets<'_>) -> String {
+    render(source, user, application, secrets, &[])
 }
 
 /// For pg_basebackup and pg_rewind. They must not wait for a synchronous standby: it may be the one being made.
-pub fn tool(source: &Source, user: &str, application: &str, passfile: Option<&str>, database: &str) -> String {
+pub fn tool(source: &Source, user: &str, application: &str, secrets: &Secrets<'_>, database: &str) -> String {
     let more = [("dbname", database), ("options", "-c synchronous_commit=off")];
-    render(source, user, application, passfile, &more)
+    render(source, user, application, secrets, &more)
 }
 
 fn render(
     source: &Source,
     user: &str,
     application: &str,
-    passfile: Option<&str>,
+    secrets: &Secrets<'_>,
     more: &[(&'static str, &str)],
 ) -> String {
+    let Secrets { passfile, tls: Tls { mode, root_cert, cert, key } } = secrets;
+    let text = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
+    let (root_cert, cert, key) = (text(root_cert), text(cert), text(key));
     let mut pairs: BTreeMap<&str, &str> = BTreeMap::from([
         ("application_name", application),
         ("host", &source.host),
         ("port", &source.port),
-        ("sslmode", "prefer"),
+        ("sslcert", &cert),
+        ("sslkey", &key),
+        ("sslmode", mode.as_str()),
+        ("sslrootcert", &root_cert),
         ("user", user),
         ("passfile", passfile.unwrap_or_default()),
     ]);
@@ -63,12 +80,23 @@ mod tests {
     fn strings_are_sorted_and_quoted() {
         let source = Source { host: "127.0.0.1".into(), port: "15441".into() };
         assert_eq!(
-            primary(&source, "repl", "stolon_9f134751", Some("/a b/pgpass")),
+            primary(
+                &source,
+                "repl",
+                "stolon_9f134751",
+                &Secrets { passfile: Some("/a b/pgpass"), tls: &Tls::default() }
+            ),
             "application_name=stolon_9f134751 host=127.0.0.1 passfile='/a b/pgpass' port=15441 sslmode=prefer user=repl"
         );
+        let verified = Tls {
+            mode: pg::SslMode::VerifyFull,
+            root_cert: Some("/r".into()),
+            cert: Some("/c".into()),
+            key: Some("/k k".into()),
+        };
         assert_eq!(
-            tool(&source, "it's", "x", None, "postgres"),
-            r"application_name=x dbname=postgres host=127.0.0.1 options='-c synchronous_commit=off' port=15441 sslmode=prefer user='it\'s'"
+            tool(&source, "it's", "x", &Secrets { passfile: None, tls: &verified }, "postgres"),
+            r"application_name=x dbname=postgres host=127.0.0.1 options='-c synchronous_commit=off' port=15441 sslcert=/c sslkey='/k k' sslmode=verify-full sslrootcert=/r user='it\'s'"
         );
     }
 
@@ -77,7 +105,7 @@ mod tests {
         let account = |user: &str, password: &str| Account {
             user: user.into(),
             password: password.into(),
-            method: AuthMethod::Md5,
+            access: AuthMethod::Md5.into(),
         };
         let text = passfile(&[&account("su", r"a:b\c'd"), &account("trusted", "")]).unwrap();
         assert_eq!(text, "*:*:*:su:a\\:b\\\\c'd\n");

@@ -1,16 +1,16 @@
 //! `pg_hba.conf`.
 
-use crate::keeper::args::AuthMethod;
+use crate::keeper::args::Access;
 use model::stolon::SuReplAccess;
 use std::net::IpAddr;
 
 /// What the lines depend on.
 #[derive(Clone, Debug)]
 pub struct HbaInput<'a> {
-    /// Superuser and its method.
-    pub su: (&'a str, AuthMethod),
-    /// Replication user and its method.
-    pub repl: (&'a str, AuthMethod),
+    /// Superuser and how it is let in.
+    pub su: (&'a str, Access),
+    /// Replication user and how it is let in.
+    pub repl: (&'a str, Access),
     /// Who may connect as these two.
     pub access: SuReplAccess,
     /// The instance is of master type.
@@ -26,20 +26,26 @@ pub struct HbaInput<'a> {
 /// Renders the file.
 pub fn render(input: &HbaInput<'_>) -> String {
     let (su, repl) = (quote(input.su.0), quote(input.repl.0));
-    let (su_auth, repl_auth) = (input.su.1.as_str(), input.repl.1.as_str());
-    let mut lines = vec![format!("local postgres {su} {su_auth}"), format!("local replication {repl} {repl_auth}")];
+    let (Access { method: su_auth, local: su_local, connection: su_type }, repl_access) = (input.su.1, input.repl.1);
+    let Access { method: repl_auth, local: repl_local, connection: repl_type } = repl_access;
+    let (su_auth, repl_auth) = (su_auth.as_str(), repl_auth.as_str());
+    let (su_type, repl_type) = (su_type.as_str(), repl_type.as_str());
+    let mut lines = vec![
+        format!("local postgres {su} {}", su_local.as_str()),
+        format!("local replication {repl} {}", repl_local.as_str()),
+    ];
     match input.access {
         SuReplAccess::All => {
-            lines.extend(ANY.map(|any| format!("host all {su} {any} {su_auth}")));
-            lines.extend(ANY.map(|any| format!("host replication {repl} {any} {repl_auth}")));
+            lines.extend(ANY.map(|any| format!("{su_type} all {su} {any} {su_auth}")));
+            lines.extend(ANY.map(|any| format!("{repl_type} replication {repl} {any} {repl_auth}")));
         }
         SuReplAccess::Strict if input.master_type => {
             let mut others: Vec<&str> = input.others.iter().copied().filter(|address| !address.is_empty()).collect();
             others.sort_unstable();
             others.dedup();
             for address in others.into_iter().map(host) {
-                lines.push(format!("host all {su} {address} {su_auth}"));
-                lines.push(format!("host replication {repl} {address} {repl_auth}"));
+                lines.push(format!("{su_type} all {su} {address} {su_auth}"));
+                lines.push(format!("{repl_type} replication {repl} {address} {repl_auth}"));
             }
         }
         SuReplAccess::Strict => {}
@@ -47,7 +53,8 @@ pub fn render(input: &HbaInput<'_>) -> String {
     if !input.restricted {
         match input.lines {
             Some(own) => lines.extend(own.iter().cloned()),
-            None => lines.extend(ANY.map(|any| format!("host all all {any} md5"))),
+            // Never the superuser's method: nobody wants `trust` for everybody because the superuser has it.
+            None => lines.extend(ANY.map(|any| format!("{su_type} all all {any} md5"))),
         }
     }
     lines.push(String::new());
@@ -80,11 +87,12 @@ fn quote(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::args::{AuthMethod, ConnectionType};
 
     fn input<'a>() -> HbaInput<'a> {
         HbaInput {
-            su: ("postgres", AuthMethod::Trust),
-            repl: ("repl", AuthMethod::Md5),
+            su: ("postgres", AuthMethod::Trust.into()),
+            repl: ("repl", AuthMethod::Md5.into()),
             access: SuReplAccess::All,
             master_type: true,
             others: vec!["b.example", "10.0.0.2", "::1", "", "10.0.0.2"],
@@ -101,6 +109,20 @@ mod tests {
              host all postgres 0.0.0.0/0 trust\nhost all postgres ::0/0 trust\n\
              host replication repl 0.0.0.0/0 md5\nhost replication repl ::0/0 md5\n\
              host all all 0.0.0.0/0 md5\nhost all all ::0/0 md5\n"
+        );
+    }
+
+    #[test]
+    fn sockets_and_kinds_of_connections_have_their_own_words() {
+        let repl =
+            Access { method: AuthMethod::ScramSha256, local: AuthMethod::Peer, connection: ConnectionType::Hostnossl };
+        let input = HbaInput { su: ("postgres", AuthMethod::Cert.into()), repl: ("repl", repl), ..input() };
+        assert_eq!(
+            render(&input),
+            "local postgres postgres peer\nlocal replication repl peer\n\
+             hostssl all postgres 0.0.0.0/0 cert\nhostssl all postgres ::0/0 cert\n\
+             hostnossl replication repl 0.0.0.0/0 scram-sha-256\nhostnossl replication repl ::0/0 scram-sha-256\n\
+             hostssl all all 0.0.0.0/0 md5\nhostssl all all ::0/0 md5\n"
         );
     }
 

@@ -6,11 +6,12 @@ use super::slots::{self, SlotChanges};
 use crate::keeper::args::Account;
 use crate::keeper::error::{KeeperError, Result};
 use pg::quote::{ident, literal};
+use pg::tls::{self, OpenError, Tls};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls, error::SqlState};
+use tokio_postgres::{Client, Config, error::SqlState};
 
 /// Where and as whom to connect.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Target {
     pub account: Account,
     /// Limit of connecting and of each statement.
     pub timeout: Duration,
+    /// TLS, where the host is no socket.
+    pub tls: Tls,
 }
 
 /// A session; its connection ends with it.
@@ -80,15 +83,12 @@ pub async fn connect(target: &Target, ended: impl FnOnce() + Send + 'static) -> 
     if !target.account.password.is_empty() {
         config.password(target.account.password.reveal());
     }
-    let (client, connection) = match tokio::time::timeout(target.timeout, config.connect(NoTls)).await {
-        Ok(result) => result.map_err(|source| KeeperError::Sql { what: "connect to postgres", source })?,
+    let (client, task) = match tokio::time::timeout(target.timeout, tls::open(&config, &target.tls, ended)).await {
+        Ok(Ok(pair)) => pair,
+        Ok(Err(OpenError::Postgres(source))) => return Err(KeeperError::Sql { what: "connect to postgres", source }),
+        Ok(Err(OpenError::Tls(error))) => return Err(KeeperError::Other(format!("connect to postgres: {error}"))),
         Err(_) => return Err(KeeperError::NotYet("postgres does not answer to a connection".into())),
     };
-    let task = tokio::spawn(async move {
-        // The client's next call reports the same error.
-        let _ = connection.await;
-        ended();
-    });
     Ok(Session { client, task, timeout: target.timeout })
 }
 
