@@ -68,6 +68,22 @@ impl Keys {
     pub fn election(&self) -> String {
         format!("{}/sentinel-leader/", self.base)
     }
+    /// Ours only: what an operator asks the leading sentinel for, see [`super::ext::Operation`].
+    pub fn operation(&self) -> String {
+        format!("{}/ext/operation", self.base)
+    }
+    /// Ours only: how far the leading sentinel is with it, see [`super::ext::Progress`].
+    pub fn progress(&self) -> String {
+        format!("{}/ext/progress", self.base)
+    }
+    /// Ours only: the keeper that an operator moved the master to, see [`super::ext::Preference`].
+    pub fn preference(&self) -> String {
+        format!("{}/ext/preference", self.base)
+    }
+    /// Ours only: what sentinels decided, see [`super::ext::History`].
+    pub fn decisions(&self) -> String {
+        format!("{}/ext/decisions", self.base)
+    }
 }
 
 #[cfg(test)]

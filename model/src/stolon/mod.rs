@@ -8,6 +8,7 @@
 //! written by a newer program survives being rewritten by this one.
 
 mod cluster;
+pub mod ext;
 mod info;
 pub mod keys;
 mod spec;

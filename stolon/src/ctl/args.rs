@@ -1,6 +1,8 @@
 //! stolonctl's command line.
 
-use super::commands::{clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, update};
+use super::commands::{
+    clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update,
+};
 use crate::cli::CommonArgs;
 use clap::{Parser, Subcommand};
 
@@ -35,6 +37,8 @@ pub enum Command {
     Removekeeper(removekeeper::Args),
     /// Set a keeper's priority in elections
     Setkeeperpriority(setkeeperpriority::Args),
+    /// Move the master to a chosen keeper without losing a commit
+    Switchover(switchover::Args),
     /// Turn a standby cluster into a primary one
     Promote(promote::Args),
     /// Read or write the whole cluster data

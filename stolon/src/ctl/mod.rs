@@ -10,6 +10,7 @@ pub mod commands;
 pub mod confirm;
 pub mod input;
 pub mod merge;
+pub mod operation;
 pub mod render;
 
 pub use args::CtlArgs;

@@ -2,16 +2,18 @@
 
 use super::args::SentinelArgs;
 use super::election::{Candidacy, RETRY};
-use super::observe::{Entries, keepers_know_a_cluster, observe};
-use super::plan::{Memory, Moment, Observed, Planned, Reason, plan, track};
+use super::history;
+use super::observe::{Entries, document, keepers_know_a_cluster, observe};
+use super::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan, track};
 use crate::access::{self, AccessError, Versioned};
 use anyhow::Result;
 use chrono::Utc;
 use common::runtime::Termination;
+use model::stolon::ext::History;
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, StolonSpec};
 use std::time::{Duration, Instant};
-use store::{Follower, SharedStore, StoreError, Target, View};
+use store::{Compare, Follower, Op, SharedStore, StoreError, Target, View};
 use tracing::{debug, error, info, warn};
 
 /// Changes come in bursts, such as all proxies confirming the same generation: one plan for all of them.
@@ -44,17 +46,20 @@ pub async fn serve(
     info!(cluster, sentinel = uid, "sentinel starts");
     let follower = Follower::start(store.clone(), vec![Target::Prefix(format!("{}/", keys.base()))]);
     let mut views = follower.subscribe();
-    let candidacy = Candidacy::new(store.clone(), keys.clone(), uid);
+    let candidacy = Candidacy::new(store.clone(), keys.clone(), uid.clone());
     let mut sentinel = Sentinel {
         store,
         keys,
         cluster: cluster.to_owned(),
+        uid,
         initial,
         candidacy,
         origin: Instant::now(),
         connected_since: None,
         memory: Memory::default(),
         said: Vec::new(),
+        history: (0, History::default()),
+        new_leader: true,
         written: 0,
         written_at: Instant::now(),
         had_data: false,
@@ -95,6 +100,7 @@ struct Sentinel {
     store: SharedStore,
     keys: Keys,
     cluster: String,
+    uid: String,
     initial: Option<StolonSpec>,
     candidacy: Candidacy,
     /// Zero of the plan's clock.
@@ -103,7 +109,11 @@ struct Sentinel {
     memory: Memory,
     /// Reasons of the last plan: only new ones are logged.
     said: Vec<Reason>,
-    /// Revision of our last write: older cluster data is not worth a plan.
+    /// Decisions as they are stored, and the revision of that.
+    history: (i64, History),
+    /// No plan of this leadership was carried out yet.
+    new_leader: bool,
+    /// Revision of our last write: an older copy is not worth a plan.
     written: i64,
     /// When that was.
     written_at: Instant,
@@ -135,7 +145,7 @@ impl Sentinel {
             return self.create(&observed).await;
         };
         self.had_data = true;
-        if entry.mod_revision < self.written {
+        if view.revision < self.written {
             // The copy has not seen our write yet. It soon will, unless the store was restored from a backup,
             // whose revisions begin lower: then what it holds is the truth.
             let limit = self.written_at + LATE_COPY;
@@ -144,6 +154,7 @@ impl Sentinel {
             }
             self.written = 0;
         }
+        self.read_history(&view.entries);
         match access::parse(entry) {
             Ok(versioned) => self.decide(versioned, observed, view).await,
             Err(error) => {
@@ -194,23 +205,59 @@ impl Sentinel {
     }
 
     async fn apply(&mut self, current: &Versioned, planned: Planned) -> Option<Instant> {
-        let Planned { data, memory, reasons, wake_at } = planned;
+        let Planned { data, memory, notes, reasons, wake_at } = planned;
+        let mut writes = Vec::new();
         if data != current.data {
-            match access::replace(&self.store, &self.keys, Some(current.revision), &data).await {
-                Ok(revision) => self.wrote(revision),
-                Err(AccessError::Store(error)) => {
-                    self.failed(Some(error));
-                    return Some(Instant::now() + RETRY);
+            writes.push(Op::put(self.keys.clusterdata(), access::encode(&data)));
+        }
+        writes.extend(self.notes(&notes));
+        writes.extend(self.new_history(&reasons));
+        if !writes.is_empty() {
+            // One transaction: what is told of a decision is as true as the decision itself, and a sentinel that
+            // no longer leads can't tell anything.
+            let condition = Compare::Unchanged(self.keys.clusterdata(), current.revision);
+            match self.store.txn(vec![condition], writes).await {
+                Ok(outcome) if outcome.succeeded => self.wrote(outcome.revision),
+                Ok(_) => {
+                    debug!("cluster data was changed by someone else, planning again");
+                    return Some(Instant::now() + AFTER_CONFLICT);
                 }
                 Err(error) => {
-                    debug!(%error, "cluster data was not written, planning again");
-                    return Some(Instant::now() + AFTER_CONFLICT);
+                    self.failed(Some(error));
+                    return Some(Instant::now() + RETRY);
                 }
             }
         }
         self.memory = memory;
+        self.new_leader = false;
         self.log(reasons, Some(&data));
         wake_at.map(|at| self.origin + at)
+    }
+
+    fn notes(&self, notes: &Notes) -> Vec<Op> {
+        let Notes { progress, preference } = notes;
+        let progress = progress.as_ref().map(|progress| Op::put(self.keys.progress(), json(progress)));
+        let preference = preference.as_ref().map(|preference| match preference {
+            Some(preference) => Op::put(self.keys.preference(), json(preference)),
+            None => Op::Delete(self.keys.preference()),
+        });
+        progress.into_iter().chain(preference).collect()
+    }
+
+    fn read_history(&mut self, entries: &Entries) {
+        let key = self.keys.decisions();
+        let revision = entries.get(&key).map_or(0, |entry| entry.mod_revision);
+        if revision != self.history.0 {
+            self.history = (revision, document(entries, &key).unwrap_or_default());
+        }
+    }
+
+    fn new_history(&self, reasons: &[Reason]) -> Option<Op> {
+        let history = &self.history.1;
+        let new = reasons.iter().filter(|reason| !self.said.contains(reason));
+        let new = new.filter(|reason| !(self.new_leader && history::is_known(history, reason)));
+        let history = history::extended(history, new, Utc::now().into(), &self.uid)?;
+        Some(Op::put(self.keys.decisions(), json(&history)))
     }
 
     /// Makes cluster data if an initial specification was given, and if this surely is a new cluster: making it
@@ -249,6 +296,7 @@ impl Sentinel {
         if leading != self.leading {
             info!(cluster = self.cluster, "{}", if leading { "this sentinel leads" } else { "this sentinel waits" });
             self.leading = leading;
+            self.new_leader = true;
             self.said.clear();
         }
     }
@@ -278,6 +326,12 @@ impl Sentinel {
         }
         self.said = reasons;
     }
+}
+
+/// A document of ours as it is stored.
+fn json(document: &impl serde::Serialize) -> Vec<u8> {
+    // Plain values in objects and lists: serialising can't fail.
+    serde_json::to_vec(document).expect("our own documents are plain JSON")
 }
 
 /// An error with its causes.

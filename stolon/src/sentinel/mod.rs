@@ -7,6 +7,7 @@
 pub mod args;
 pub mod daemon;
 pub mod election;
+pub mod history;
 pub mod observe;
 pub mod plan;
 #[cfg(test)]

@@ -15,9 +15,17 @@ pub fn observe(entries: &Entries, keys: &Keys, connected_since: Duration, seed: 
     Observed {
         keepers: records(entries, &keys.keepers_info(), |info: &model::stolon::KeeperInfo| info.uid.clone()),
         proxies: records(entries, &keys.proxies_info(), |info: &model::stolon::ProxyInfo| info.uid.clone()),
+        operation: document(entries, &keys.operation()),
+        progress: document(entries, &keys.progress()),
+        preference: document(entries, &keys.preference()),
         connected_since,
         seed,
     }
+}
+
+/// A document of ours. One that can't be read is as good as none: nothing depends on its being there.
+pub fn document<T: DeserializeOwned>(entries: &Entries, key: &str) -> Option<T> {
+    serde_json::from_slice(&entries.get(key)?.value).ok()
 }
 
 fn records<T: DeserializeOwned, U: From<String> + Ord + AsRef<str>>(

@@ -8,6 +8,7 @@ pub mod removekeeper;
 pub mod setkeeperpriority;
 pub mod spec;
 pub mod status;
+pub mod switchover;
 pub mod update;
 
 use super::args::{Command, CtlArgs};
@@ -43,6 +44,7 @@ pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
                 Command::Setkeeperpriority(args) => {
                     setkeeperpriority::run(&store, &keys, &args.uid, args.priority).await?;
                 }
+                Command::Switchover(args) => switchover::command(&store, &keys, &args).await?,
                 Command::Promote(args) => promote::command(&store, &keys, &args).await?,
                 Command::Clusterdata(command) => clusterdata::command(&store, &keys, &command).await?,
                 Command::Version | Command::Register { .. } | Command::Status(_) => {}

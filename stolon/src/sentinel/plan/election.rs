@@ -1,8 +1,6 @@
 //! Who may become master, and what changes when somebody does.
 
-use super::judge::{Class, Validity};
 use super::memory::Freshness;
-use super::reason::list;
 use super::sync::FAKE_STANDBY;
 use super::{Planner, Reason};
 use model::DbUid;
@@ -29,12 +27,7 @@ impl Planner<'_> {
     pub(super) fn elect(&mut self, master: &DbUid) -> Option<DbUid> {
         let db = self.db(master)?;
         let synchronous = db.spec.synchronous_replication;
-        let allowed = synchronous.then(|| self.holders_of_all_commits(master));
-        let mut candidates = self.candidates(master);
-        let good = candidates.len();
-        if let Some(allowed) = &allowed {
-            candidates.retain(|candidate| allowed.contains(&candidate.uid));
-        }
+        let (candidates, obstacles) = self.candidates(master);
         let rank = |c: &Candidate| {
             let order = if synchronous {
                 (i128::from(c.priority), c.position.into())
@@ -45,13 +38,7 @@ impl Planner<'_> {
         };
         let best = candidates.into_iter().min_by_key(rank).map(|candidate| candidate.uid);
         if best.is_none() {
-            let why = match allowed {
-                Some(allowed) => format!(
-                    "{good} standbys are good, and only those known to hold every commit are allowed: {}",
-                    list(&allowed)
-                ),
-                None => "none is good, on the master's timeline and close enough behind it".to_owned(),
-            };
+            let why = if obstacles.is_empty() { "there is no other db".to_owned() } else { obstacles.join("; ") };
             self.say(Reason::NoCandidate(master.clone(), why));
         }
         best
@@ -69,29 +56,24 @@ impl Planner<'_> {
         wanted.iter().filter(|uid| known.contains(uid) || old_master(uid)).cloned().collect()
     }
 
-    fn candidates(&mut self, master: &DbUid) -> Vec<Candidate> {
+    /// Who may replace the master, and of the others why not.
+    fn candidates(&mut self, master: &DbUid) -> (Vec<Candidate>, Vec<String>) {
         let uids: Vec<DbUid> = self.data.dbs.keys().filter(|uid| *uid != master).cloned().collect();
-        uids.into_iter().filter_map(|uid| self.candidate(&uid, master)).collect()
-    }
-
-    fn candidate(&mut self, uid: &DbUid, master: &DbUid) -> Option<Candidate> {
-        if self.validity(uid, master) != Validity::Valid || self.class(uid) != Class::Good {
-            return None;
+        let (mut candidates, mut obstacles) = (Vec::new(), Vec::new());
+        for uid in uids {
+            let obstacle = self.obstacle_to_election(&uid, master);
+            let Some(db) = self.db(&uid) else { continue };
+            match obstacle {
+                Some(why) => obstacles.push(format!("db \"{uid}\" of keeper \"{}\": {why}", db.spec.keeper_uid)),
+                None => candidates.push(Candidate {
+                    reporting: self.reporting(db),
+                    priority: self.priority(db),
+                    position: db.status.xlog_pos,
+                    uid,
+                }),
+            }
         }
-        let db = self.db(uid)?;
-        let keeper = self.keeper_of(db)?;
-        let old = self.db(master)?;
-        let same_timeline = db.status.timeline_id == old.status.timeline_id;
-        let close = old.spec.synchronous_replication || self.lag(db, master) <= self.spec.max_standby_lag.into();
-        if !same_timeline || !close || keeper.status.can_be_master == Some(false) {
-            return None;
-        }
-        Some(Candidate {
-            uid: uid.clone(),
-            reporting: self.reporting(db),
-            priority: keeper.spec.priority,
-            position: db.status.xlog_pos,
-        })
+        (candidates, obstacles)
     }
 
     /// The keeper reports this db healthy right now.
@@ -119,6 +101,7 @@ impl Planner<'_> {
             db.status.synchronous_standbys = None;
         }
         self.forget_switch();
+        self.renew_preference(new);
         self.say(Reason::NewMaster { from: old.clone(), to: new.clone(), keeper });
     }
 

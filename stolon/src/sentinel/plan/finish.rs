@@ -1,6 +1,6 @@
 //! The end of a plan: the specification goes into every db, generations count, and noise is not written.
 
-use super::{Planned, Planner, REFRESH, Reason};
+use super::{Notes, Planned, Planner, REFRESH, Reason};
 use model::GoTime;
 use model::stolon::{ClusterData, Db, FollowType};
 
@@ -11,6 +11,7 @@ impl Planner<'_> {
         let mut data = self.data.clone();
         if let Err(problem) = data.check() {
             self.reasons.push(Reason::Rejected(problem));
+            self.notes = Notes::default();
             return self.done(None);
         }
         let changed = significant(&data) != significant(self.before);
@@ -26,7 +27,7 @@ impl Planner<'_> {
 
     fn done(self, data: Option<ClusterData>) -> Planned {
         let data = data.unwrap_or_else(|| self.before.clone());
-        Planned { data, memory: self.memory, reasons: self.reasons, wake_at: self.wake }
+        Planned { data, memory: self.memory, notes: self.notes, reasons: self.reasons, wake_at: self.wake }
     }
 
     fn copy_spec(&mut self) {

@@ -7,7 +7,8 @@
 //!    need not start its clocks anew.
 //! 2. `status`: health of keepers and dbs; `proxies`: which proxies live.
 //! 3. `initializing` makes the first master; `normal` keeps one: `election` replaces a dead one, `switch` moves
-//!    it to a keeper with higher priority without losing a commit, `proxies` fences, `housekeeping` and `sync`
+//!    it to a keeper with higher priority, or to the one
+//!    that an operator named (`operation`), without losing a commit, `proxies` fences, `housekeeping` and `sync`
 //!    look after the standbys.
 //! 4. `finish` copies the specification into every db and counts generations.
 
@@ -18,6 +19,8 @@ mod initializing;
 mod judge;
 mod memory;
 mod normal;
+mod obstacle;
+mod operation;
 mod proxies;
 mod reason;
 mod status;
@@ -26,12 +29,15 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use model::stolon::ext::{Operation, Preference, Progress};
 use model::stolon::{ClusterData, ClusterPhase, Db, EffectiveSpec, Keeper, KeeperInfo, ProxyInfo};
 use model::{DbUid, GoTime, KeeperUid, ProxyUid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use memory::{Memory, track};
+pub use obstacle::Obstacle;
+pub use operation::Notes;
 pub use reason::Reason;
 
 /// A moment on both clocks.
@@ -50,6 +56,12 @@ pub struct Observed {
     pub keepers: BTreeMap<KeeperUid, Option<KeeperInfo>>,
     /// Proxies' records; `None` for one that can't be read.
     pub proxies: BTreeMap<ProxyUid, Option<ProxyInfo>>,
+    /// What an operator asks for.
+    pub operation: Option<Operation>,
+    /// How far a sentinel is with the last request.
+    pub progress: Option<Progress>,
+    /// The keeper that an operator moved the master to.
+    pub preference: Option<Preference>,
     /// Since when the store has been followed without a gap. Nobody is blamed for silence before that: the
     /// store itself may have been down.
     pub connected_since: Duration,
@@ -64,6 +76,8 @@ pub struct Planned {
     pub data: ClusterData,
     /// What to remember for the next plan; to be kept only if `data` was written or needs no writing.
     pub memory: Memory,
+    /// What to write besides, together with `data`.
+    pub notes: Notes,
     /// What was decided, and what is being waited for.
     pub reasons: Vec<Reason>,
     /// When to plan again although nothing changes; `None`: never.
@@ -77,7 +91,13 @@ pub const REFRESH: Duration = Duration::from_secs(60);
 /// Decides what the cluster data is to become.
 pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memory) -> Planned {
     let memory = track(now, data, observed, memory);
-    let unchanged = |memory, reason| Planned { data: data.clone(), memory, reasons: vec![reason], wake_at: None };
+    let unchanged = |memory, reason| Planned {
+        data: data.clone(),
+        memory,
+        notes: Notes::default(),
+        reasons: vec![reason],
+        wake_at: None,
+    };
     let spec = match data.spec().effective() {
         Ok(spec) => spec,
         Err(error) => return unchanged(memory, Reason::Unusable(error.to_string())),
@@ -96,6 +116,9 @@ pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memor
         wake: None,
         drawn: 0,
         barriers: BTreeSet::new(),
+        request: None,
+        favourite: None,
+        notes: Notes::default(),
     };
     planner.report_unreadable();
     planner.update_status();
@@ -124,6 +147,11 @@ struct Planner<'a> {
     drawn: u64,
     /// Dbs whose generation counts up without a change, so that a later report can be told from an earlier one.
     barriers: BTreeSet<DbUid>,
+    /// What an operator asks for, while it goes on.
+    request: Option<Operation>,
+    /// The keeper that counts as preferred to all others.
+    favourite: Option<KeeperUid>,
+    notes: Notes,
 }
 
 impl Planner<'_> {
@@ -161,7 +189,11 @@ impl Planner<'_> {
         self.data.keepers.get(&db.spec.keeper_uid)
     }
 
+    /// The favourite's is above all others.
     fn priority(&self, db: &Db) -> i64 {
+        if self.favourite.as_ref() == Some(&db.spec.keeper_uid) {
+            return i64::MAX;
+        }
         self.keeper_of(db).map_or(0, |keeper| keeper.spec.priority)
     }
 

@@ -1,6 +1,7 @@
 //! A cluster in operation: one check of the leader.
 
 use super::judge::Convergence;
+use super::memory::{Freshness, state_of};
 use super::switch::Switching;
 use super::{Planner, Reason};
 use model::stolon::{ClusterRole, FollowType, Role};
@@ -10,13 +11,14 @@ impl Planner<'_> {
     pub(super) fn operate(&mut self) {
         self.remove_dead_keepers();
         let master = self.data.cluster.status.master.clone();
+        self.take_request(&master);
         let switching = match self.master_failure(&master) {
             Some(why) => {
                 self.say(Reason::MasterFailed(master.clone(), why));
                 self.forget_switch();
                 self.elect(&master).map_or(Switching::None, Switching::Appoint)
             }
-            None => self.switch_by_priority(&master),
+            None => self.switch_cleanly(&master),
         };
         match switching {
             Switching::Appoint(new) => self.appoint(&master, &new),
@@ -26,6 +28,7 @@ impl Planner<'_> {
                 self.keep_master(&master);
             }
         }
+        self.finish_switchover();
         self.list_followers(&master);
     }
 
@@ -46,15 +49,33 @@ impl Planner<'_> {
         }
     }
 
-    fn master_failure(&mut self, master: &DbUid) -> Option<&'static str> {
+    fn master_failure(&mut self, master: &DbUid) -> Option<String> {
         let healthy = self.db(master).is_some_and(|db| db.status.healthy);
         let limit = self.spec.convergence_timeout;
         if !healthy {
-            Some("it is not healthy")
+            Some(self.evidence(master).to_owned())
         } else if self.convergence(master, limit) == Convergence::Failed {
-            Some("it does not reach the wanted generation")
+            Some(format!("it did not apply the wanted generation within {limit}"))
         } else {
             None
+        }
+    }
+
+    /// What shows that the master is not healthy.
+    fn evidence(&self, master: &DbUid) -> &'static str {
+        let Some(db) = self.db(master) else { return "it is gone" };
+        let keeper = &db.spec.keeper_uid;
+        let forced = self.reasons.iter().any(|reason| matches!(reason, Reason::ForceFail(uid) if uid == keeper));
+        match (self.observed.keepers.get(keeper), state_of(&self.data, self.observed, db)) {
+            _ if forced => "an operator asked to take its keeper as failed",
+            (None, _) => "its keeper's record is gone: the keeper ended, or could not keep its lease",
+            (Some(None), _) => "its keeper's record can't be read",
+            (Some(Some(_)), _) if self.memory.freshness(keeper) != Freshness::Fresh => {
+                "its keeper does not publish any more"
+            }
+            (_, None) => "its keeper does not hold this db",
+            (_, Some(state)) if !state.healthy => "its keeper reports that PostgreSQL does not work",
+            _ => "it was not reported healthy for longer than the fail interval",
         }
     }
 

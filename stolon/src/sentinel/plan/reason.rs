@@ -1,7 +1,6 @@
 //! Why a plan is what it is, in words for the log.
 
 use model::{DbUid, KeeperUid};
-use std::time::Duration;
 
 /// One decision, or one thing that is being waited for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,7 +64,7 @@ pub enum Reason {
     Initialized(DbUid),
     /// The master is to be replaced.
     #[error("master db \"{0}\" failed: {1}")]
-    MasterFailed(DbUid, &'static str),
+    MasterFailed(DbUid, String),
     /// Nobody may replace the master.
     #[error("no standby may replace master db \"{0}\": {1}")]
     NoCandidate(DbUid, String),
@@ -94,8 +93,8 @@ pub enum Reason {
     /// The proxies that may forward are others.
     #[error("{0} proxies may forward")]
     ProxiesEnabled(usize),
-    /// A keeper with higher priority is ready.
-    #[error("clean switch from db \"{from}\" to db \"{to}\", whose keeper has higher priority, begins")]
+    /// A preferred keeper is ready.
+    #[error("clean switch from db \"{from}\" to db \"{to}\" begins")]
     SwitchBegins {
         /// The master.
         from: DbUid,
@@ -109,15 +108,36 @@ pub enum Reason {
     #[error("switch: waiting for db \"{0}\" to receive everything up to {1}")]
     SwitchCatchUp(DbUid, u64),
     /// The switch was given up.
-    #[error("switch to db \"{to}\" is given up, tried again in {} s at the earliest: {why}", .pause.as_secs())]
+    #[error("switch to db \"{to}\" is given up, the master stays: {why}")]
     SwitchAbandoned {
         /// The preferred one.
         to: DbUid,
         /// What went wrong.
-        why: &'static str,
-        /// Pause before the next attempt.
-        pause: Duration,
+        why: String,
     },
+    /// What an operator asked for is done.
+    #[error("{what}, asked for by {by}: done")]
+    RequestDone {
+        /// In words.
+        what: String,
+        /// Who asked.
+        by: String,
+    },
+    /// What an operator asked for was refused or given up.
+    #[error("{what}, asked for by {by}: {why}")]
+    RequestFailed {
+        /// In words.
+        what: String,
+        /// Who asked.
+        by: String,
+        /// Why.
+        why: String,
+    },
+    /// The keeper that an operator had moved the master to is preferred no longer.
+    #[error(
+        "keeper \"{0}\", to which an operator had moved the master, is no longer preferred: it is not master any more"
+    )]
+    FavouriteFailed(KeeperUid),
     /// A db was deleted.
     #[error("db \"{0}\" of keeper \"{1}\" is deleted: {2}")]
     DbDeleted(DbUid, KeeperUid, &'static str),
@@ -133,6 +153,69 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// A stable word for programs: part of what `stolonctl` prints.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Reason::Unusable(_) => "cluster_data_unusable",
+            Reason::Rejected(_) => "plan_rejected",
+            Reason::NoClusterData => "no_cluster_data",
+            Reason::ClusterDataLost => "cluster_data_lost",
+            Reason::Created => "cluster_data_created",
+            Reason::Unreadable(..) => "record_unreadable",
+            Reason::NewKeeper(_) => "keeper_new",
+            Reason::KeeperHealthy(_) => "keeper_healthy",
+            Reason::KeeperUnhealthy(_) => "keeper_unhealthy",
+            Reason::ForceFail(_) => "keeper_taken_as_failed",
+            Reason::DbHealthy(_) => "db_healthy",
+            Reason::DbUnhealthy(_) => "db_unhealthy",
+            Reason::KeeperRemoved(_) => "keeper_removed",
+            Reason::NoFirstMaster(_) => "no_first_master",
+            Reason::WaitForKeepers => "wait_for_keepers",
+            Reason::FirstMaster(..) => "first_master",
+            Reason::FirstMasterFailed(_) => "first_master_failed",
+            Reason::Initialized(_) => "initialized",
+            Reason::MasterFailed(..) => "master_failed",
+            Reason::NoCandidate(..) => "no_candidate",
+            Reason::NewMaster { .. } => "new_master",
+            Reason::ProxiesClosed => "proxies_closed",
+            Reason::WaitForProxies(_) => "wait_for_proxies",
+            Reason::WaitForMaster(_) => "wait_for_master",
+            Reason::ProxiesOpened(_) => "proxies_opened",
+            Reason::ProxiesEnabled(_) => "proxies_enabled",
+            Reason::SwitchBegins { .. } => "switch_begins",
+            Reason::SwitchMasterPosition(_) => "switch_wait_for_position",
+            Reason::SwitchCatchUp(..) => "switch_wait_for_candidate",
+            Reason::SwitchAbandoned { .. } => "switch_abandoned",
+            Reason::RequestDone { .. } => "request_done",
+            Reason::RequestFailed { .. } => "request_failed",
+            Reason::FavouriteFailed(_) => "favourite_failed",
+            Reason::DbDeleted(..) => "db_deleted",
+            Reason::DbAdded(..) => "db_added",
+            Reason::SyncSet(..) => "synchronous_set",
+            Reason::SyncWait(..) => "wait_for_synchronous_standbys",
+        }
+    }
+
+    /// Worth keeping in the history: decisions and changes of health, not what is merely waited for.
+    pub fn is_decision(&self) -> bool {
+        !matches!(
+            self,
+            Reason::Unusable(_)
+                | Reason::NoClusterData
+                | Reason::ClusterDataLost
+                | Reason::Unreadable(..)
+                | Reason::NoFirstMaster(_)
+                | Reason::WaitForKeepers
+                | Reason::ProxiesClosed
+                | Reason::WaitForProxies(_)
+                | Reason::WaitForMaster(_)
+                | Reason::ProxiesEnabled(_)
+                | Reason::SwitchMasterPosition(_)
+                | Reason::SwitchCatchUp(..)
+                | Reason::SyncWait(..)
+        )
+    }
+
     /// Nothing can go on without a person, or the program is at fault.
     pub fn is_problem(&self) -> bool {
         matches!(self, Reason::Unusable(_) | Reason::Rejected(_) | Reason::ClusterDataLost)

@@ -1,4 +1,5 @@
-//! A clean switch of a healthy master to a keeper with higher priority, without losing a commit:
+//! A clean switch of a healthy master to a keeper with higher priority, or to the one that an operator asks for,
+//! without losing a commit:
 //!
 //! 1. Proxies are closed, so that no new commits come; all of them confirm.
 //! 2. The master's generation counts up without a change. A report of that generation was made after the proxies
@@ -8,12 +9,12 @@
 //! Whatever goes wrong, and when the leading sentinel dies in the middle: cluster data then says that the
 //! master stays and the proxies are closed, and every sentinel opens them again.
 
-use super::judge::{Class, Validity};
 use super::memory::{info_of, state_of};
 use super::reason::list;
 use super::{Planner, Reason};
 use model::DbUid;
 use model::stolon::Db;
+use model::stolon::ext::Phase;
 use std::cmp::Reverse;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// Doublings of the pause: 16 minutes at most.
 const MAX_DOUBLINGS: u32 = 5;
 /// Streams in well under a second, so the interruption stays short.
-const MAX_LAG: u64 = 16 << 20;
+pub(super) const MAX_LAG: u64 = 16 << 20;
 
 /// What is remembered about switches.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,6 +52,8 @@ pub(super) struct SwitchMemory {
 struct Switch {
     from: DbUid,
     to: DbUid,
+    /// The operator's request that it serves.
+    request: Option<String>,
     /// Generation with which the proxies were closed.
     proxy_generation: i64,
     started: Duration,
@@ -91,79 +94,93 @@ impl Planner<'_> {
     }
 
     /// The next step of a switch, or the beginning of one.
-    pub(super) fn switch_by_priority(&mut self, master: &DbUid) -> Switching {
+    pub(super) fn switch_cleanly(&mut self, master: &DbUid) -> Switching {
         if let Some(switch) = self.memory.switch.running.take() {
             let proxy = &self.data.proxy;
             if switch.from == *master
                 && proxy.spec.master_db_uid.is_empty()
                 && proxy.generation == switch.proxy_generation
             {
+                if switch.request.is_some() && switch.request != self.request_id() {
+                    return self.abandon(&switch, "it is no longer asked for".to_owned());
+                }
                 return self.advance(switch);
             }
         }
-        let Some(to) = self.preferred(master) else {
-            self.memory.switch.preferred = None;
-            return Switching::None;
-        };
-        let now = self.now.clock;
-        let since = match &self.memory.switch.preferred {
-            Some((uid, since)) if *uid == to => *since,
-            _ => now,
-        };
-        self.memory.switch.preferred = Some((to.clone(), since));
-        let patient = self.passed(since, HYSTERESIS);
-        if !self.passed(self.memory.switch.failures.1, Duration::ZERO) || !patient {
-            return Switching::None;
-        }
+        let to = if self.switchover_to().is_some() { self.asked_for(master) } else { self.preferred_for_long(master) };
+        let Some(to) = to else { return Switching::None };
         self.say(Reason::SwitchBegins { from: master.clone(), to: to.clone() });
+        self.note_step("proxies are closed");
         self.close_proxies();
         self.memory.switch.running = Some(Switch {
             from: master.clone(),
             to,
+            request: self.request_id(),
             proxy_generation: self.data.proxy.generation,
-            started: now,
+            started: self.now.clock,
             stage: Stage::Closing,
         });
         Switching::Hold
     }
 
-    /// The standby that should be master instead, if it could take over now.
-    fn preferred(&mut self, master: &DbUid) -> Option<DbUid> {
-        let db = self.db(master)?;
-        let settled = self.data.proxy.spec.master_db_uid == *master
-            && db.converged()
-            && self.reporting(db)
-            && self.unconfirmed().is_empty();
-        if !settled {
+    /// The standby that an operator asks for, as soon as it could take over.
+    fn asked_for(&mut self, master: &DbUid) -> Option<DbUid> {
+        let keeper = self.switchover_to()?.clone();
+        let to = self.data.db_of_keeper(&keeper)?.uid.clone();
+        if to == *master {
             return None;
         }
-        let least = self.priority(db);
+        let obstacle = self.obstacle_to_switch(&to, master);
+        if let Some(obstacle) = obstacle {
+            self.note_step(&format!("waiting for db \"{to}\" of keeper \"{keeper}\": {obstacle}"));
+            return None;
+        }
+        if !self.is_settled(master) {
+            self.note_step("waiting for the master to be ready and for proxies to be open");
+            return None;
+        }
+        Some(to)
+    }
+
+    /// The standby that was preferred and ready without a break for long enough.
+    fn preferred_for_long(&mut self, master: &DbUid) -> Option<DbUid> {
+        let Some(to) = self.preferred(master) else {
+            self.memory.switch.preferred = None;
+            return None;
+        };
+        let since = match &self.memory.switch.preferred {
+            Some((uid, since)) if *uid == to => *since,
+            _ => self.now.clock,
+        };
+        self.memory.switch.preferred = Some((to.clone(), since));
+        let patient = self.passed(since, HYSTERESIS);
+        (self.passed(self.memory.switch.failures.1, Duration::ZERO) && patient).then_some(to)
+    }
+
+    /// Nothing else is going on with the master.
+    fn is_settled(&self, master: &DbUid) -> bool {
+        self.data.proxy.spec.master_db_uid == *master
+            && self.db(master).is_some_and(|db| db.converged() && self.reporting(db))
+            && self.unconfirmed().is_empty()
+    }
+
+    /// The standby that should be master instead, if it could take over now.
+    fn preferred(&mut self, master: &DbUid) -> Option<DbUid> {
+        if !self.is_settled(master) {
+            return None;
+        }
+        let least = self.db(master).map(|db| self.priority(db))?;
         let uids: Vec<DbUid> = self.data.dbs.keys().cloned().collect();
-        let ready = uids.into_iter().filter(|uid| self.class(uid) == Class::Good && self.may_take_over(uid, master));
-        let mut ready: Vec<DbUid> = ready.collect();
+        let mut ready: Vec<DbUid> =
+            uids.into_iter().filter(|uid| self.obstacle_to_switch(uid, master).is_none()).collect();
         ready.retain(|uid| self.db(uid).is_some_and(|db| self.priority(db) > least));
         ready.sort_by_key(|uid| Reverse(self.db(uid).map(|db| self.priority(db))));
         ready.into_iter().next()
     }
 
-    fn may_take_over(&self, uid: &DbUid, master: &DbUid) -> bool {
-        let (Some(db), Some(old)) = (self.db(uid), self.db(master)) else { return false };
-        let Some(keeper) = self.keeper_of(db) else { return false };
-        let synchronous = old.spec.synchronous_replication || self.sync_mode();
-        uid != master
-            && !db.is_master_type()
-            && db.status.healthy
-            && self.reporting(db)
-            && self.validity(uid, master) == Validity::Valid
-            && db.status.timeline_id == old.status.timeline_id
-            && self.lag(db, master) <= MAX_LAG
-            && keeper.status.can_be_master != Some(false)
-            && (!synchronous || self.holders_of_all_commits(master).contains(uid))
-    }
-
     fn advance(&mut self, mut switch: Switch) -> Switching {
-        if !self.may_take_over(&switch.to, &switch.from) {
-            return self.abandon(&switch, "the candidate is no longer ready");
+        if let Some(obstacle) = self.obstacle_to_take_over(&switch.to, &switch.from) {
+            return self.abandon(&switch, format!("the candidate is no longer ready: {obstacle}"));
         }
         loop {
             let next = match switch.stage.clone() {
@@ -180,9 +197,10 @@ impl Planner<'_> {
                 }
                 Next::Done => {
                     self.memory.switch.failures = (0, Duration::ZERO);
+                    self.note_step("the new master has every commit and is promoted");
                     return Switching::Appoint(switch.to);
                 }
-                Next::GiveUp(why) => return self.abandon(&switch, why),
+                Next::GiveUp(why) => return self.abandon(&switch, why.to_owned()),
             }
         }
     }
@@ -254,11 +272,16 @@ impl Planner<'_> {
 
     /// The master stays. Proxies that have not confirmed still forward to this same master, so they need not be
     /// waited for before all are opened again.
-    fn abandon(&mut self, switch: &Switch, why: &'static str) -> Switching {
-        let failures = self.memory.switch.failures.0;
-        let pause = FIRST_PAUSE * 2_u32.pow(failures.min(MAX_DOUBLINGS));
-        self.memory.switch = SwitchMemory { failures: (failures + 1, self.now.clock + pause), ..Default::default() };
-        self.say(Reason::SwitchAbandoned { to: switch.to.clone(), why, pause });
+    fn abandon(&mut self, switch: &Switch, why: String) -> Switching {
+        let mut failures = self.memory.switch.failures;
+        if switch.request.is_none() {
+            let pause = FIRST_PAUSE * 2_u32.pow(failures.0.min(MAX_DOUBLINGS));
+            failures = (failures.0 + 1, self.now.clock + pause);
+        } else if switch.request == self.request_id() {
+            self.end_request(Phase::Failed, &format!("given up: {why}; the master stays and proxies are opened again"));
+        }
+        self.memory.switch = SwitchMemory { failures, ..Default::default() };
+        self.say(Reason::SwitchAbandoned { to: switch.to.clone(), why });
         if self.db(&switch.from).is_some_and(|db: &Db| db.status.healthy) {
             self.open_proxies(&switch.from);
         }

@@ -3,6 +3,7 @@
 mod commits;
 mod failover;
 mod housekeeping;
+mod operation;
 mod properties;
 mod sync;
 mod world;

@@ -1,7 +1,8 @@
 //! Pretend keepers and proxies that do what cluster data says, step by step.
 
-use crate::sentinel::plan::{Memory, Moment, Observed, Planned, Reason, plan};
+use crate::sentinel::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan};
 use chrono::{TimeZone, Utc};
+use model::stolon::ext::{Action, Operation, Phase};
 use model::stolon::{ClusterData, Db, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory};
 use model::{DbUid, GoDuration, KeeperUid, ProxyUid};
 use std::collections::BTreeMap;
@@ -92,12 +93,36 @@ impl World {
     pub(super) fn plan(&mut self) -> bool {
         let planned = plan(self.moment(), &self.data, &self.observed, &self.memory);
         super::properties::check_step(self, &planned);
-        let Planned { data, memory, reasons, wake_at } = planned;
+        let Planned { data, memory, notes, reasons, wake_at } = planned;
+        self.apply_notes(notes);
         let wrote = data != self.data;
         self.writes += usize::from(wrote);
         (self.data, self.memory, self.wake) = (data, memory, wake_at);
         self.reasons.extend(reasons);
         wrote
+    }
+
+    fn apply_notes(&mut self, notes: Notes) {
+        if let Some(progress) = notes.progress {
+            self.observed.progress = Some(progress);
+        }
+        if let Some(preference) = notes.preference {
+            self.observed.preference = preference;
+        }
+    }
+
+    /// An operator asks for something.
+    pub(super) fn ask(&mut self, action: Action) {
+        self.counter += 1;
+        let id = format!("r{}", self.counter);
+        self.observed.operation =
+            Some(Operation { id, cluster_uid: "c1".into(), action: Some(action), ..Default::default() });
+    }
+
+    /// How the last request stands, and its last step.
+    pub(super) fn progress(&self) -> Option<(Phase, &str)> {
+        let progress = self.observed.progress.as_ref()?;
+        Some((progress.phase, progress.steps.last()?.text.as_str()))
     }
 
     /// All living keepers do what cluster data says, and report it.

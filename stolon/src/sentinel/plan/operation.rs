@@ -1,0 +1,171 @@
+//! What an operator asked for: whether it can be done, and how far it is.
+//!
+//! A switchover makes its keeper the favourite, whose priority is above all others. Everything else follows from
+//! that: it is taken into the synchronous set, and the clean switch of [`super::switch`] moves the master to it.
+//! When it has become master it stays the favourite, so that priorities do not move the master back, until it fails
+//! or an operator releases it.
+
+use super::{Planner, Reason};
+use model::stolon::ext::{Action, Operation, OperationStep, Phase, Preference, Progress};
+use model::{DbUid, KeeperUid};
+
+/// So many steps are kept: more than any operation has.
+const STEPS: usize = 30;
+
+/// What is to be written besides cluster data.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Notes {
+    /// How far the operator's request is; `None`: as it is stored.
+    pub progress: Option<Progress>,
+    /// The favourite to store, or that there is none any more; `None`: as it is stored.
+    pub preference: Option<Option<Preference>>,
+}
+
+impl Notes {
+    /// Nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        *self == Notes::default()
+    }
+}
+
+impl Planner<'_> {
+    /// Looks at what is asked for and who is the favourite.
+    pub(super) fn take_request(&mut self, master: &DbUid) {
+        let stored = self.observed.preference.as_ref().filter(|stored| self.is_ours(&stored.cluster_uid));
+        self.favourite = stored.map(|stored| stored.keeper.clone()).filter(|uid| self.data.keepers.contains_key(uid));
+        let request = self.observed.operation.as_ref().filter(|request| self.is_ours(&request.cluster_uid));
+        let Some(request) = request.filter(|request| !request.id.is_empty() && !self.has_ended(request)) else {
+            return;
+        };
+        self.request = Some(request.clone());
+        match &request.action {
+            None => self.end_request(Phase::Failed, "this sentinel does not know what is asked for; update it"),
+            Some(Action::Elect(_)) => {}
+            Some(Action::Switchover(keeper)) => match self.refusal(keeper, master) {
+                Some(why) => self.end_request(Phase::Failed, &why),
+                None => self.favourite = Some(keeper.clone()),
+            },
+        }
+    }
+
+    fn is_ours(&self, cluster_uid: &str) -> bool {
+        *cluster_uid == self.data.cluster.uid
+    }
+
+    fn has_ended(&self, request: &Operation) -> bool {
+        let progress = self.observed.progress.as_ref();
+        progress.is_some_and(|progress| progress.id == request.id && progress.phase != Phase::Running)
+    }
+
+    /// Why it makes no sense to wait for this keeper.
+    fn refusal(&self, keeper: &KeeperUid, master: &DbUid) -> Option<String> {
+        let Some(known) = self.data.keepers.get(keeper) else {
+            return Some(format!("there is no keeper \"{keeper}\"; `stolonctl status` lists those there are"));
+        };
+        let Some(db) = self.data.db_of_keeper(keeper) else {
+            return Some(format!("keeper \"{keeper}\" has no db; `stolonctl why keeper {keeper}` says more"));
+        };
+        if db.uid == *master {
+            return None;
+        }
+        if !known.status.healthy {
+            return Some(format!("keeper \"{keeper}\" is not healthy"));
+        }
+        if known.status.can_be_master == Some(false) {
+            return Some(format!("keeper \"{keeper}\" must not become master (--can-be-master=false)"));
+        }
+        if self.sync_mode() && known.status.can_be_synchronous_replica == Some(false) {
+            return Some(format!(
+                "keeper \"{keeper}\" can't hold every commit: commits never wait for it (--can-be-synchronous-replica=false)"
+            ));
+        }
+        None
+    }
+
+    /// The keeper that a switchover is asked for.
+    pub(super) fn switchover_to(&self) -> Option<&KeeperUid> {
+        match self.request.as_ref()?.action.as_ref()? {
+            Action::Switchover(keeper) => Some(keeper),
+            Action::Elect(_) => None,
+        }
+    }
+
+    pub(super) fn request_id(&self) -> Option<String> {
+        self.request.as_ref().map(|request| request.id.clone())
+    }
+
+    /// A step of the request, or what it waits for.
+    pub(super) fn note_step(&mut self, text: &str) {
+        self.note(Phase::Running, text);
+    }
+
+    /// The request has ended.
+    pub(super) fn end_request(&mut self, phase: Phase, text: &str) {
+        self.note(phase, text);
+        if let Some(request) = self.request.take() {
+            let what = request.action.as_ref().map_or_else(|| "an unknown request".to_owned(), Action::describe);
+            let by = request.requested_by;
+            self.say(match phase {
+                Phase::Failed => Reason::RequestFailed { what, by, why: text.to_owned() },
+                Phase::Running | Phase::Done => Reason::RequestDone { what, by },
+            });
+        }
+    }
+
+    fn note(&mut self, phase: Phase, text: &str) {
+        let Some(request) = &self.request else { return };
+        let stored = self.observed.progress.as_ref().filter(|progress| progress.id == request.id);
+        let mut progress = self.notes.progress.take().or_else(|| stored.cloned()).unwrap_or_default();
+        if progress.id == request.id && progress.phase == phase && progress.steps.iter().any(|step| step.text == text) {
+            if stored != Some(&progress) {
+                self.notes.progress = Some(progress);
+            }
+            return;
+        }
+        progress.id.clone_from(&request.id);
+        progress.operation = request.action.as_ref().map(Action::describe).unwrap_or_default();
+        progress.phase = phase;
+        progress.steps.push(OperationStep { at: self.now.wall, text: text.to_owned() });
+        let excess = progress.steps.len().saturating_sub(STEPS);
+        progress.steps.drain(..excess);
+        self.notes.progress = Some(progress);
+    }
+
+    /// `new` was appointed: whom does that make the favourite.
+    pub(super) fn renew_preference(&mut self, new: &DbUid) {
+        let Some(keeper) = self.db(new).map(|db| db.spec.keeper_uid.clone()) else { return };
+        if self.switchover_to() == Some(&keeper) {
+            let priority = |uid: &KeeperUid| self.data.keepers.get(uid).map_or(0, |keeper| keeper.spec.priority);
+            let outranked = self.data.keepers.keys().any(|other| priority(other) > priority(&keeper));
+            let cluster_uid = self.data.cluster.uid.clone();
+            let favourite = Preference { cluster_uid, keeper, since: self.now.wall, ..Default::default() };
+            // Nothing would move the master back: then nothing need be remembered, nor released later.
+            self.set_preference(outranked.then_some(favourite));
+        } else if self.favourite.as_ref() != Some(&keeper) {
+            if let Some(favourite) = self.favourite.take() {
+                self.say(Reason::FavouriteFailed(favourite));
+            }
+            self.set_preference(None);
+        }
+    }
+
+    fn set_preference(&mut self, wanted: Option<Preference>) {
+        if wanted.is_some() || self.observed.preference.is_some() {
+            self.notes.preference = Some(wanted);
+        }
+    }
+
+    /// Ends a switchover whose keeper is master and in service.
+    pub(super) fn finish_switchover(&mut self) {
+        let Some(keeper) = self.switchover_to().cloned() else { return };
+        let master = &self.data.cluster.status.master;
+        if self.db(master).is_none_or(|db| db.spec.keeper_uid != keeper) {
+            return;
+        }
+        if self.data.proxy.spec.master_db_uid == *master {
+            self.end_request(Phase::Done, &format!("keeper \"{keeper}\" is master and in service"));
+        } else {
+            self.note_step("waiting for the new master to be promoted");
+        }
+    }
+}

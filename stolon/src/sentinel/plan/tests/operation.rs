@@ -1,0 +1,192 @@
+//! Switchovers that an operator asks for.
+
+use super::world::World;
+use crate::sentinel::plan::{Memory, Reason};
+use model::stolon::ext::{Action, Phase};
+use serde_json::json;
+use std::time::Duration;
+
+fn asynchronous() -> serde_json::Value {
+    json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","usePgrewind":true})
+}
+
+fn synchronous() -> serde_json::Value {
+    json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","usePgrewind":true,"synchronousReplication":true})
+}
+
+/// Three keepers, and one of them is asked to become master.
+fn asked(spec: serde_json::Value, keeper: &str) -> World {
+    let mut world = World::running(spec, 3);
+    world.ask(Action::Switchover(keeper.into()));
+    world
+}
+
+fn steps(world: &mut World, number: usize) {
+    for _ in 0..number {
+        world.clock += Duration::from_millis(100);
+        world.plan();
+        world.keepers_work();
+        world.proxies_work();
+    }
+}
+
+#[test]
+fn every_keeper_can_be_asked_for() {
+    for spec in [asynchronous(), synchronous()] {
+        for keeper in ["k2", "k3"] {
+            let mut world = asked(spec.clone(), keeper);
+            steps(&mut world, 60);
+            assert_eq!(world.proxied(), Some(keeper), "{:?}", world.reasons);
+            assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Done));
+            assert!(world.said(|r| matches!(r, Reason::RequestDone { .. })));
+            assert_eq!(world.observed.preference, None, "nobody outranks it");
+            // It is done once.
+            world.observed.operation.as_mut().unwrap().requested_by = "the same".into();
+            steps(&mut world, 60);
+            assert_eq!(world.proxied(), Some(keeper));
+        }
+    }
+}
+
+#[test]
+fn the_fence_comes_first() {
+    let mut world = asked(asynchronous(), "k2");
+    world.plan();
+    assert_eq!((world.proxied(), world.master()), (None, "k1"), "no hysteresis, but closed first");
+    for _ in 0..5 {
+        world.pass(1);
+        world.plan();
+        world.keepers_work();
+        assert_eq!(world.master(), "k1", "the proxies have not confirmed");
+    }
+}
+
+#[test]
+fn lower_priority_is_not_undone_until_released() {
+    let mut world = World::running(synchronous(), 3);
+    world.set_priority("k1", 5);
+    world.settle();
+    world.ask(Action::Switchover("k2".into()));
+    steps(&mut world, 60);
+    assert_eq!(world.proxied(), Some("k2"));
+    assert_eq!(world.observed.preference.as_ref().map(|p| p.keeper.as_str()), Some("k2"));
+    world.observed.operation = None;
+    world.memory = Memory::default();
+    steps(&mut world, 100);
+    assert_eq!(world.proxied(), Some("k2"), "not even by a new leader");
+    world.observed.preference = None;
+    steps(&mut world, 100);
+    assert_eq!(world.proxied(), Some("k1"));
+}
+
+#[test]
+fn a_favourite_that_fails_is_none_any_more() {
+    let mut world = World::running(synchronous(), 3);
+    world.set_priority("k1", 5);
+    world.settle();
+    world.ask(Action::Switchover("k2".into()));
+    steps(&mut world, 60);
+    world.observed.operation = None;
+    world.kill("k2");
+    steps(&mut world, 60);
+    assert_eq!(world.proxied(), Some("k1"), "{:?}", world.reasons);
+    assert_eq!(world.observed.preference, None);
+    assert!(world.said(|r| *r == Reason::FavouriteFailed("k2".into())));
+}
+
+#[test]
+fn impossible_requests_are_refused_at_once() {
+    let refusal = |spec: serde_json::Value, keeper: &str, prepare: fn(&mut World)| {
+        let mut world = World::running(spec, 3);
+        prepare(&mut world);
+        world.ask(Action::Switchover(keeper.into()));
+        world.plan();
+        let (phase, text) = world.progress().unwrap();
+        assert_eq!((phase, world.proxied()), (Phase::Failed, Some("k1")), "{text}");
+        text.to_owned()
+    };
+    assert!(refusal(asynchronous(), "k9", |_| {}).contains("there is no keeper \"k9\""));
+    let dead = refusal(asynchronous(), "k2", |world| {
+        world.kill("k2");
+        world.plan();
+    });
+    assert!(dead.contains("not healthy"), "{dead}");
+    let must_not = refusal(asynchronous(), "k2", |world| world.info("k2").can_be_master = Some(false));
+    assert!(must_not.contains("--can-be-master"), "{must_not}");
+    let not_sync = refusal(synchronous(), "k2", |world| world.info("k2").can_be_synchronous_replica = Some(false));
+    assert!(not_sync.contains("--can-be-synchronous-replica"), "{not_sync}");
+}
+
+#[test]
+fn the_master_itself_is_done_at_once() {
+    let mut world = asked(asynchronous(), "k1");
+    world.plan();
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Done));
+    assert_eq!(world.proxied(), Some("k1"));
+}
+
+#[test]
+fn a_candidate_that_is_not_ready_is_waited_for() {
+    let mut world = World::running(asynchronous(), 2);
+    world.info("k2").postgres_state.as_mut().unwrap().healthy = false;
+    world.ask(Action::Switchover("k2".into()));
+    world.plan();
+    let (phase, text) = world.progress().unwrap();
+    assert!(phase == Phase::Running && text.contains("PostgreSQL is not healthy"), "{text}");
+    assert_eq!(world.proxied(), Some("k1"));
+    steps(&mut world, 40);
+    assert_eq!(world.proxied(), Some("k2"));
+}
+
+#[test]
+fn a_request_that_is_withdrawn_leaves_the_master() {
+    let mut world = asked(asynchronous(), "k2");
+    world.plan();
+    assert_eq!(world.proxied(), None);
+    world.observed.operation = None;
+    steps(&mut world, 20);
+    assert_eq!((world.proxied(), world.master()), (Some("k1"), "k1"));
+}
+
+#[test]
+fn a_switchover_that_is_given_up_is_not_begun_again() {
+    let mut world = asked(asynchronous(), "k2");
+    world.plan();
+    world.kill("k2");
+    steps(&mut world, 20);
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed));
+    world.start_keeper("k2");
+    steps(&mut world, 60);
+    assert_eq!(world.proxied(), Some("k1"));
+}
+
+#[test]
+fn a_leader_that_dies_in_the_middle_is_followed_by_one_that_goes_on() {
+    let mut world = asked(synchronous(), "k2");
+    world.plan();
+    world.memory = Memory::default();
+    steps(&mut world, 60);
+    assert_eq!(world.proxied(), Some("k2"));
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Done));
+}
+
+#[test]
+fn a_master_that_dies_in_the_middle_is_replaced() {
+    let mut world = asked(synchronous(), "k2");
+    world.plan();
+    world.kill("k1");
+    steps(&mut world, 20);
+    assert_ne!(world.master(), "k1");
+}
+
+#[test]
+fn requests_of_another_cluster_or_time_are_not_obeyed() {
+    let mut world = asked(asynchronous(), "k2");
+    world.observed.operation.as_mut().unwrap().cluster_uid = "c0".into();
+    steps(&mut world, 20);
+    assert_eq!((world.proxied(), world.progress()), (Some("k1"), None));
+    let mut world = asked(asynchronous(), "k2");
+    world.observed.operation.as_mut().unwrap().action = None;
+    world.plan();
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed));
+}
