@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod failover;
+mod operate;
 
 use testkit::stolon::{Bins, Builder, Lab};
 

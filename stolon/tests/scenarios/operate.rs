@@ -1,0 +1,57 @@
+//! What operators do to a cluster while it works.
+
+use crate::lab;
+use std::time::Duration;
+use testkit::stolon::Written;
+
+/// The longest time between two acknowledged commits.
+fn longest_wait(written: &Written) -> Duration {
+    let times: Vec<_> = written.acknowledged.values().collect();
+    times.windows(2).map(|pair| pair[1].duration_since(*pair[0])).max().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_switchover_loses_nothing_and_lasts() {
+    let lab = lab().keepers(3).proxies(2).synchronous(1, 1).up().await;
+    let old = lab.master().await;
+    lab.ctl(&["setkeeperpriority", &lab.keeper(old).uid, "10"]).await;
+    let writer = lab.writer().await;
+    for new in lab.standbys().await {
+        writer.progress(50).await;
+        let said = lab.ctl(&["switchover", "-y", "--to", &lab.keeper(new).uid]).await;
+        assert!(said.contains("is master and in service"), "{said}");
+        assert_eq!(lab.master().await, new);
+        writer.progress(50).await;
+        // Longer than the hysteresis of priorities.
+        let data = lab.ready().await;
+        lab.never("the switchover undone", Duration::from_secs(3), |data| lab.master_in(data) != Some(new)).await;
+        drop(data);
+    }
+    let written = writer.finish().await;
+    println!("longest wait {:?}", longest_wait(&written));
+    written.check(&lab.proxy(0).pg).await;
+
+    lab.ctl(&["switchover", "--release"]).await;
+    lab.wait("the preferred keeper is master again", |data| lab.published_in(data) == Some(old)).await;
+}
+
+#[tokio::test]
+async fn a_switchover_that_is_impossible_says_why() {
+    let lab = lab().up().await;
+    let master = lab.master().await;
+    let standby = lab.standbys().await[0];
+    let refused = async |arguments: &[&str]| {
+        let output = lab.try_ctl(arguments).await;
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(refused(&["switchover", "-y", "--to", "nobody"]).await.contains("there is no keeper \"nobody\""));
+    lab.keeper(standby).kill();
+    lab.wait("the standby is given up", |data| !data.keepers[lab.keeper(standby).uid.as_str()].status.healthy).await;
+    let said = refused(&["switchover", "-y", "--to", &lab.keeper(standby).uid]).await;
+    assert!(said.contains("is not healthy"), "{said}");
+    lab.sentinel(0).stop().await;
+    let said = refused(&["switchover", "-y", "--timeout", "1s", "--to", &lab.keeper(standby).uid]).await;
+    assert!(said.contains("no sentinel answered"), "{said}");
+    assert_eq!(lab.master().await, master);
+}
