@@ -19,7 +19,7 @@ EXTENSION_TARGET ?= $(TARGET)/extension
 
 PROGRAMS := ladle bowl monitor shardmanctl stolon-keeper stolon-sentinel stolon-proxy stolonctl
 
-.PHONY: help setup build test check check-extension audit bench demo demo-stop clean
+.PHONY: help setup build test check check-extension audit bench chaos demo demo-stop clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -54,6 +54,17 @@ audit: ## licences, sources, duplicates and known vulnerabilities of dependencie
 
 bench: build ## measure start, failover and bulk load, against limits and plain PostgreSQL
 	cargo run --release --locked -p e2e --bin bench
+
+CHAOS_MINUTES ?= 15
+CHAOS_FAILURES ?= 200
+CHAOS_OUT ?= $(TARGET)/chaos
+
+chaos: build ## campaigns of failures, as root: calm for CHAOS_MINUTES, then CHAOS_FAILURES random ones (CHAOS_SEED replays)
+	@scripts/setup-chaos
+	cargo build --release --locked -p chaos
+	$(SUDO) $(TARGET)/release/chaos calm --parallel --bin bin --out $(CHAOS_OUT) --minutes $(CHAOS_MINUTES)
+	$(SUDO) $(TARGET)/release/chaos lost --bin bin --out $(CHAOS_OUT) --failures $(CHAOS_FAILURES) \
+		$(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 demo: build ## a cluster on this machine, and what it does when a node dies
 	scripts/demo
