@@ -1,7 +1,7 @@
 //! stolonctl's command line.
 
 use super::commands::{
-    clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update,
+    clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update, why,
 };
 use crate::cli::CommonArgs;
 use clap::{Parser, Subcommand};
@@ -31,6 +31,8 @@ pub enum Command {
     Spec(spec::Args),
     /// Print the cluster's state
     Status(status::Args),
+    /// Say why things are as they are: who is master and why, why no other one is, what is being waited for
+    Why(why::Args),
     /// Treat a keeper as failed once; a master is replaced if another keeper can take over
     Failkeeper(failkeeper::Args),
     /// Forget a keeper and its db; one that lives comes back with a full resync

@@ -23,14 +23,15 @@ async fn a_switchover_loses_nothing_and_lasts() {
         assert_eq!(lab.master().await, new);
         writer.progress(50).await;
         // Longer than the hysteresis of priorities.
-        let data = lab.ready().await;
+        lab.ready().await;
         lab.never("the switchover undone", Duration::from_secs(3), |data| lab.master_in(data) != Some(new)).await;
-        drop(data);
     }
     let written = writer.finish().await;
     println!("longest wait {:?}", longest_wait(&written));
     written.check(&lab.proxy(0).pg).await;
 
+    let why = lab.ctl(&["why", "master"]).await;
+    assert!(why.contains("because clean switch from db") && why.contains("request_done"), "{why}");
     lab.ctl(&["switchover", "--release"]).await;
     lab.wait("the preferred keeper is master again", |data| lab.published_in(data) == Some(old)).await;
 }
@@ -50,8 +51,39 @@ async fn a_switchover_that_is_impossible_says_why() {
     lab.wait("the standby is given up", |data| !data.keepers[lab.keeper(standby).uid.as_str()].status.healthy).await;
     let said = refused(&["switchover", "-y", "--to", &lab.keeper(standby).uid]).await;
     assert!(said.contains("is not healthy"), "{said}");
+    let why = lab.ctl(&["why", "failover"]).await;
+    assert!(why.contains("could not become master: its keeper is not heard of (keeper_silent)"), "{why}");
+    assert!(why.contains("nobody_eligible"), "{why}");
+    let status = lab.ctl(&["status"]).await;
+    assert!(status.contains("=== Problems ===") && status.contains("keeper_record_gone"), "{status}");
     lab.sentinel(0).stop().await;
+    assert!(lab.ctl(&["status", "-f", "json"]).await.contains("\"no_leader\""));
     let said = refused(&["switchover", "-y", "--timeout", "1s", "--to", &lab.keeper(standby).uid]).await;
     assert!(said.contains("no sentinel answered"), "{said}");
     assert_eq!(lab.master().await, master);
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn how_long_writes_wait() {
+    for keepers in [2, 3] {
+        let lab = lab().keepers(keepers).proxies(1).synchronous(1, 1).up().await;
+        for _ in 0..3 {
+            lab.ready().await;
+            let writer = lab.writer().await;
+            writer.progress(100).await;
+            let new = lab.standbys().await[0];
+            let begun = std::time::Instant::now();
+            lab.ctl(&["switchover", "-y", "--to", &lab.keeper(new).uid]).await;
+            let took = begun.elapsed();
+            writer.progress(50).await;
+            println!("{keepers} keepers: longest wait {:?}, command {took:?}", longest_wait(&writer.finish().await));
+        }
+        if std::env::var_os("LOGS").is_some() {
+            println!("{}", lab.sentinel(0).log());
+            for keeper in lab.keepers() {
+                println!("{}", keeper.log());
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@ pub mod spec;
 pub mod status;
 pub mod switchover;
 pub mod update;
+pub mod why;
 
 use super::args::{Command, CtlArgs};
 use super::render;
@@ -33,6 +34,7 @@ pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
         .into()),
         // It must answer in its own format, whatever goes wrong.
         Command::Status(args) => status::command(&common, &args).await,
+        Command::Why(args) => why::command(&common, &args).await,
         command => {
             let (store, keys) = open(&common).await?;
             match command {
@@ -47,7 +49,7 @@ pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
                 Command::Switchover(args) => switchover::command(&store, &keys, &args).await?,
                 Command::Promote(args) => promote::command(&store, &keys, &args).await?,
                 Command::Clusterdata(command) => clusterdata::command(&store, &keys, &command).await?,
-                Command::Version | Command::Register { .. } | Command::Status(_) => {}
+                Command::Version | Command::Register { .. } | Command::Status(_) | Command::Why(_) => {}
             }
             Ok(())
         }

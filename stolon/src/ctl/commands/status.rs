@@ -3,13 +3,16 @@
 use super::open;
 use crate::access::{self, AccessError};
 use crate::cli::CommonArgs;
-use crate::ctl::{load, render};
+use crate::ctl::render;
+use crate::sentinel::observe::{Entries, observe};
+use crate::sentinel::plan::{Moment, explain};
 use common::cli::OutputFormat;
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, Db, ProxyInfo, SentinelInfo};
-use model::{DbUid, KeeperUid};
+use model::{DbUid, GoTime, KeeperUid};
 use serde::Serialize;
 use serde_json::json;
+use std::time::Duration;
 use store::{Entry, SharedStore};
 
 /// Arguments of `status`.
@@ -39,6 +42,8 @@ pub struct Status {
     pub keepers: Vec<KeeperStatus>,
     /// The whole.
     pub cluster: ClusterStatus,
+    /// What somebody should look at.
+    pub problems: Vec<ProblemStatus>,
     #[serde(skip)]
     tree: Vec<String>,
 }
@@ -78,6 +83,18 @@ pub struct KeeperStatus {
     pub pg_current_generation: i64,
 }
 
+/// What somebody should look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProblemStatus {
+    /// A stable word for programs.
+    pub code: &'static str,
+    /// The keeper that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<KeeperUid>,
+    /// In words.
+    pub text: String,
+}
+
 /// The whole cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClusterStatus {
@@ -110,11 +127,28 @@ pub(super) async fn command(common: &CommonArgs, args: &Args) -> anyhow::Result<
 /// # Errors
 /// The store failed, or there is no usable cluster data.
 pub async fn run(store: &SharedStore, keys: &Keys) -> Result<Status, AccessError> {
-    let data = load(store, keys).await?.data;
-    let sentinels = store.list(&keys.sentinels_info()).await?.entries;
-    let candidates = store.list(&keys.election()).await?.entries;
-    let proxies = store.list(&keys.proxies_info()).await?.entries;
-    Ok(status(&data, &sentinels, &candidates, &proxies))
+    let listing = store.list(&format!("{}/", keys.base())).await?;
+    let entries: Entries = listing.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+    let data = access::parse(entries.get(&keys.clusterdata()).ok_or(AccessError::Absent)?)?.data;
+    let under = |prefix: String| entries.values().filter(|e| e.key.starts_with(&prefix)).cloned().collect::<Vec<_>>();
+    let (sentinels, candidates) = (under(keys.sentinels_info()), under(keys.election()));
+    let mut status = status(&data, &sentinels, &candidates, &under(keys.proxies_info()));
+    status.problems = problems(&data, &entries, keys, &status.sentinels);
+    Ok(status)
+}
+
+/// What somebody should look at.
+fn problems(data: &ClusterData, entries: &Entries, keys: &Keys, sentinels: &[SentinelStatus]) -> Vec<ProblemStatus> {
+    let now = Moment { clock: Duration::ZERO, wall: GoTime::from(chrono::Utc::now()) };
+    let observed = observe(entries, keys, Duration::ZERO, 0);
+    let mut problems = Vec::new();
+    if !sentinels.iter().any(|sentinel| sentinel.leader) {
+        let text = "no sentinel leads: nothing is decided, nobody replaces a master that fails".to_owned();
+        problems.push(ProblemStatus { code: "no_leader", keeper: None, text });
+    }
+    let found = explain(now, data, &observed).problems().into_iter();
+    problems.extend(found.map(|(keeper, finding)| ProblemStatus { code: finding.code, keeper, text: finding.text }));
+    problems
 }
 
 fn records<T: serde::de::DeserializeOwned>(entries: &[Entry]) -> Vec<T> {
@@ -141,6 +175,7 @@ fn status(data: &ClusterData, sentinels: &[Entry], candidates: &[Entry], proxies
         proxies,
         keepers: data.keepers.keys().map(|uid| keeper_status(data, uid)).collect(),
         cluster: master.map(cluster_status).unwrap_or_default(),
+        problems: Vec::new(),
         tree: master.map(|master| tree(data, master)).unwrap_or_default(),
     }
 }
@@ -210,8 +245,15 @@ fn text(status: &Status) -> String {
     } else {
         "No cluster available\n".to_owned()
     };
+    let problems = status.problems.iter().map(|problem| match &problem.keeper {
+        Some(keeper) => format!("keeper {keeper}: {} ({})\n", problem.text, problem.code),
+        None => format!("{} ({})\n", problem.text, problem.code),
+    });
+    let problems: String = problems.collect();
+    // Only where there are some: scripts read what comes before.
+    let problems = if problems.is_empty() { problems } else { format!("\n=== Problems ===\n\n{problems}") };
     format!(
-        "=== Active sentinels ===\n\n{}\n=== Active proxies ===\n\n{}\n=== Keepers ===\n\n{}\n=== Cluster Info ===\n\n{cluster}",
+        "=== Active sentinels ===\n\n{}\n=== Active proxies ===\n\n{}\n=== Keepers ===\n\n{}\n=== Cluster Info ===\n\n{cluster}{problems}",
         section(&sentinels, "No active sentinels"),
         section(&proxies, "No active proxies"),
         section(&keepers, "No keepers available"),
@@ -243,6 +285,19 @@ mod tests {
     fn both_forms_are_golden() {
         assert_eq!(text(&sample()), include_str!("../golden/status.txt"));
         assert_eq!(render::json(&sample()), include_str!("../golden/status.json"));
+    }
+
+    #[test]
+    fn problems_come_last() {
+        let mut status = sample();
+        let problem = |keeper: Option<&str>| ProblemStatus {
+            code: "code",
+            keeper: keeper.map(KeeperUid::from),
+            text: "text".into(),
+        };
+        status.problems = vec![problem(None), problem(Some("k"))];
+        let expected = format!("{}\n=== Problems ===\n\ntext (code)\nkeeper k: text (code)\n", text(&sample()));
+        assert_eq!(text(&status), expected);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! 4. `finish` copies the specification into every db and counts generations.
 
 mod election;
+mod explain;
 mod finish;
 mod housekeeping;
 mod initializing;
@@ -35,6 +36,7 @@ use model::{DbUid, GoTime, KeeperUid, ProxyUid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use explain::{Explanation, Finding, explain};
 pub use memory::{Memory, track};
 pub use obstacle::Obstacle;
 pub use operation::Notes;
@@ -105,21 +107,7 @@ pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memor
     if let Err(problem) = data.check() {
         return unchanged(memory, Reason::Unusable(problem));
     }
-    let mut planner = Planner {
-        now,
-        spec,
-        observed,
-        before: data,
-        data: data.clone(),
-        memory,
-        reasons: Vec::new(),
-        wake: None,
-        drawn: 0,
-        barriers: BTreeSet::new(),
-        request: None,
-        favourite: None,
-        notes: Notes::default(),
-    };
+    let mut planner = Planner::new(now, spec, data, observed, memory);
     planner.report_unreadable();
     planner.update_status();
     planner.update_proxy_status();
@@ -152,6 +140,26 @@ struct Planner<'a> {
     /// The keeper that counts as preferred to all others.
     favourite: Option<KeeperUid>,
     notes: Notes,
+}
+
+impl<'a> Planner<'a> {
+    fn new(now: Moment, spec: EffectiveSpec, data: &'a ClusterData, observed: &'a Observed, memory: Memory) -> Self {
+        Planner {
+            now,
+            spec,
+            observed,
+            before: data,
+            data: data.clone(),
+            memory,
+            reasons: Vec::new(),
+            wake: None,
+            drawn: 0,
+            barriers: BTreeSet::new(),
+            request: None,
+            favourite: None,
+            notes: Notes::default(),
+        }
+    }
 }
 
 impl Planner<'_> {

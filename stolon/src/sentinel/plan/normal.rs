@@ -62,7 +62,7 @@ impl Planner<'_> {
     }
 
     /// What shows that the master is not healthy.
-    fn evidence(&self, master: &DbUid) -> &'static str {
+    pub(super) fn evidence(&self, master: &DbUid) -> &'static str {
         let Some(db) = self.db(master) else { return "it is gone" };
         let keeper = &db.spec.keeper_uid;
         let forced = self.reasons.iter().any(|reason| matches!(reason, Reason::ForceFail(uid) if uid == keeper));
