@@ -52,9 +52,39 @@ pub struct KeeperInfo {
     /// record's absence alone proves that the keeper has been silent for that long.
     #[serde(rename = "leaseSeconds", skip_serializing_if = "Option::is_none")]
     pub lease_seconds: Option<u32>,
+    /// Ours only: what an operator should know and may have to do something about.
+    #[serde(deserialize_with = "null_default", skip_serializing_if = "is_default")]
+    pub problems: Vec<Problem>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// Something that keeps a keeper from doing what it should, or will sooner or later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Problem {
+    /// For programs; one of the constants below, or one that this version does not know.
+    #[serde(deserialize_with = "null_default")]
+    pub code: String,
+    /// For people: what, why, what to do. No secrets.
+    #[serde(deserialize_with = "null_default")]
+    pub text: String,
+}
+
+impl Problem {
+    /// There is no room left where the data is.
+    pub const DISK_FULL: &str = "disk_full";
+    /// Files can't be written and read where the data is, or not in time.
+    pub const FILE_SYSTEM: &str = "file_system";
+    /// PostgreSQL would not start with the wanted parameters; it goes on with the last good ones.
+    pub const PARAMETERS_REFUSED: &str = "parameters_refused";
+    /// Lines of pg_hba.conf are wrong: the old ones hold as long as PostgreSQL runs, and it would not start again.
+    pub const HBA_REFUSED: &str = "hba_refused";
+    /// Changed parameters wait for a restart.
+    pub const RESTART_PENDING: &str = "restart_pending";
+    /// The keeper can't make PostgreSQL what the cluster data says.
+    pub const NOT_CONVERGING: &str = "not_converging";
 }
 
 /// State of a keeper's PostgreSQL.

@@ -7,11 +7,11 @@ use super::plan::{Files, Step};
 use super::postgres::binaries;
 use super::postgres::conf;
 use super::postgres::in_force::{self, Backend};
-use super::postgres::process::{self, StartOptions};
+use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
 use super::trash;
 use chrono::Utc;
-use model::stolon::NewConfig;
+use model::stolon::{NewConfig, Problem};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,7 +38,8 @@ impl Machine {
             Step::MarkInitialized(uid) => {
                 let init_pg_parameters = self.parameters.take();
                 self.sync_wait = Some(false);
-                self.apply_save_state(DbState { uid, generation: 0, initializing: false, init_pg_parameters })
+                self.apply_save_state(DbState { uid, generation: 0, initializing: false, init_pg_parameters })?;
+                process::remove_file(&self.dir.pgdata().join(super::resync::COPIED))
             }
             Step::Stop(why) => self.apply_stop(why).await,
             Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
@@ -63,9 +64,18 @@ impl Machine {
                 Ok(())
             }
             Step::MarkStandby => self.apply_mark_standby(),
-            Step::WriteFiles(files) => self.apply_write_files(&files),
-            Step::Start => self.apply_start(Vec::new()).await,
-            Step::WaitReady(limit) => self.apply_wait_ready(limit, interest).await,
+            Step::WriteFiles(files) => {
+                self.check_files(&files).await?;
+                self.apply_write_files(&files)
+            }
+            Step::Start => {
+                let started = self.apply_start(Vec::new()).await;
+                self.judge_start(started)
+            }
+            Step::WaitReady(limit) => {
+                let ready = self.apply_wait_ready(limit, interest).await;
+                self.judge_start(ready)
+            }
             Step::Reload { sync_names } => self.apply_reload(&sync_names).await,
             Step::Promote => self.apply_promote().await,
             Step::EnsureSlots { wanted, required } => self.apply_ensure_slots(&wanted, required).await,
@@ -182,6 +192,22 @@ impl Machine {
         result
     }
 
+    /// What a start says about the configuration.
+    fn judge_start(&mut self, result: Result<()>) -> Result<()> {
+        let ended = self.postmaster.as_ref().is_none_or(Postmaster::has_ended);
+        let ready = process::read_pid_file(&self.dir.pgdata()).is_some_and(|file| file.ready);
+        match result {
+            Err(_) if ended => self.blame_parameters(),
+            // The temporary file of the first setup proves nothing.
+            Ok(()) if ready && !self.state.initializing => {
+                self.report(Problem::HBA_REFUSED, None);
+                self.keep_good_conf()?;
+            }
+            _ => {}
+        }
+        result
+    }
+
     async fn apply_reload(&mut self, sync_names: &str) -> Result<()> {
         let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
         let wanted = conf::synchronous_dbs(sync_names);
@@ -200,6 +226,16 @@ impl Machine {
                     }
                 });
             }
+        }
+        if ready {
+            let wrong = self.sql().await?.hba_errors().await?;
+            let text = wrong.map(|wrong| {
+                format!("lines of pg_hba.conf are wrong, the old ones hold until postgres is restarted; correct pgHBA: {wrong}")
+            });
+            if let Some(text) = &text {
+                warn!("{text}");
+            }
+            self.report(Problem::HBA_REFUSED, text);
         }
         self.reload_owed = false;
         self.acted();
@@ -250,12 +286,10 @@ impl Machine {
             // Not started here: the next plan knows what has to hold before a start.
             return Err(KeeperError::NotYet("starting postgres again with the changed parameters".into()));
         }
-        if self.restart_told != pending {
-            if !pending.is_empty() {
-                warn!(parameters = pending.join(", "), "changed parameters wait for a restart of postgres");
-            }
-            self.restart_told = pending;
-        }
+        let names = pending.join(", ");
+        let text = (!pending.is_empty())
+            .then(|| format!("changed parameters wait for a restart of postgres (`stolonctl restart`): {names}"));
+        self.report(Problem::RESTART_PENDING, text);
         Ok(())
     }
 

@@ -77,6 +77,11 @@ impl KeeperDir {
         self.root.join("pgpass")
     }
 
+    /// The user's part of the last configuration that PostgreSQL started with.
+    pub fn good_conf(&self) -> PathBuf {
+        self.root.join("postgresql.conf.good")
+    }
+
     /// Reads `keeperstate`; `None` if there is none.
     ///
     /// # Errors

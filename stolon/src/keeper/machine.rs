@@ -1,20 +1,22 @@
 //! The state machine: look, plan, do, and look again.
 
+use super::REQUEST_TIMEOUT;
 use super::args::Config;
 use super::datadir::{DbState, KeeperDir, KeeperState};
 use super::error::{KeeperError, Result};
 use super::observe;
-use super::plan::{self, Local, Plan, Setup};
+use super::plan::{self, Local, Plan, Refused, Setup};
 use super::postgres::binaries::Binaries;
 use super::postgres::conf::{self, Parameters};
 use super::postgres::process::{self, PidFile, Postmaster};
 use super::postgres::sql::{Session, SharedSession, Target};
 use super::probe::{Probed, Watched};
 use super::publish::Facts;
+use super::resync::Failures;
 use crate::access;
-use model::stolon::{ClusterData, EffectiveSpec, Role};
+use model::stolon::{ClusterData, EffectiveSpec, Problem, Role};
 use model::{DbUid, GoDuration};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use store::View;
@@ -51,7 +53,9 @@ pub struct Machine {
     pub(super) probed: watch::Receiver<Probed>,
     pub(super) view: watch::Receiver<View>,
     pub(super) key: String,
-    pub(super) restart_told: Vec<String>,
+    pub(super) refused: Option<Refused>,
+    pub(super) failures: Option<Failures>,
+    problems: BTreeMap<&'static str, String>,
     last_words: String,
     pause: Duration,
     revision: i64,
@@ -130,7 +134,9 @@ impl Machine {
             probed,
             view,
             key,
-            restart_told: Vec::new(),
+            refused: None,
+            failures: None,
+            problems: BTreeMap::new(),
             last_words: String::new(),
             pause: FIRST_PAUSE,
             revision: 0,
@@ -187,6 +193,7 @@ impl Machine {
         let rewritten = entry.mod_revision != self.revision;
         self.revision = entry.mod_revision;
         let sleep = at_least_a_little(spec.sleep_interval);
+        self.target.timeout = request_timeout(&spec);
         self.facts.send_if_modified(|facts| {
             let rewrites = facts.rewrites + u64::from(rewritten);
             let new =
@@ -197,6 +204,7 @@ impl Machine {
             Ok(()) => {
                 self.pause = FIRST_PAUSE;
                 self.last_words.clear();
+                self.report(Problem::NOT_CONVERGING, None);
                 sleep
             }
             Err(KeeperError::NotYet(text)) => {
@@ -215,6 +223,7 @@ impl Machine {
         let interest = Interest::of(data, &self.setup);
         for _ in 0..ROUNDS {
             self.expect(data);
+            self.forget_refusal();
             let local = self.observe().await;
             let Plan { steps, again, problem, waiting } = plan::plan(&self.setup, &local, data, spec);
             for step in steps {
@@ -253,6 +262,7 @@ impl Machine {
             sync_wait: self.sync_wait,
             in_sync: self.in_sync(),
             checkpoint_owed: self.checkpoint_owed,
+            refused: self.refused.clone(),
         }
     }
 
@@ -337,8 +347,9 @@ impl Machine {
         let sync = db.spec.synchronous_standbys.iter().flatten().filter(|_| master && db.spec.synchronous_replication);
         let wanted_sync = sync.cloned().collect();
         let user_parameters = db.spec.pg_parameters.clone();
+        let timeout = Some(self.target.timeout);
         self.watched.send_if_modified(|watched| {
-            let new = Watched { followers, wanted_sync, user_parameters, ..watched.clone() };
+            let new = Watched { followers, wanted_sync, user_parameters, timeout, ..watched.clone() };
             std::mem::replace(watched, new.clone()) != new
         });
     }
@@ -383,7 +394,21 @@ impl Machine {
         }
     }
 
+    /// Tells the cluster of a problem, or that it is gone.
+    pub(super) fn report(&mut self, code: &'static str, text: Option<String>) {
+        match text {
+            Some(text) => self.problems.insert(code, text),
+            None => self.problems.remove(code),
+        };
+        self.facts.send_if_modified(|facts| {
+            let changed = facts.problems != self.problems;
+            facts.problems.clone_from(&self.problems);
+            changed
+        });
+    }
+
     fn complain(&mut self, text: &str) -> Duration {
+        self.report(Problem::NOT_CONVERGING, Some(text.to_owned()));
         if self.last_words != text {
             warn!("{text}");
             text.clone_into(&mut self.last_words);
@@ -446,6 +471,14 @@ impl Interest {
 fn current_interest(view: &watch::Receiver<View>, key: &str, setup: &Setup) -> Option<Interest> {
     let bytes = view.borrow().value(key)?.to_owned();
     Some(Interest::of(&ClusterData::parse(&bytes).ok()?, setup))
+}
+
+/// Limit of a statement. Without one a hung server would hang the keeper, and a tiny one would never let it work.
+fn request_timeout(spec: &EffectiveSpec) -> Duration {
+    match spec.request_timeout.to_std() {
+        Duration::ZERO => REQUEST_TIMEOUT,
+        timeout => timeout.max(Duration::from_secs(1)),
+    }
 }
 
 fn at_least_a_little(interval: GoDuration) -> Duration {

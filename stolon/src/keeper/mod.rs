@@ -11,6 +11,7 @@
 
 mod apply;
 pub mod args;
+mod check;
 pub mod datadir;
 pub mod error;
 pub mod machine;
@@ -43,7 +44,7 @@ use store::{Follower, SharedStore, Target as StoreTarget};
 use tokio::sync::{Notify, watch};
 use tracing::info;
 
-/// Limit of a statement to the own PostgreSQL; the specification's `requestTimeout` by default.
+/// Limit of a statement to the own PostgreSQL while the specification's `requestTimeout` is not known or is 0.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the keeper until SIGTERM or SIGINT.

@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_role_is_decided_by_more_than_one_file() {
-        let control = |state| Control { system_id: 1, state, timeline: 1 };
+        let control = |state| Control { system_id: 1, state, timeline: 1, checkpoint: 0 };
         let production = control(ControlState::Production);
         let recovery = control(ControlState::ShutDownInRecovery);
         assert!(!is_standby(None, false, production));

@@ -7,7 +7,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use step::{Attempt, Data, Files, Local, Plan, Resync, Running, Setup, Step};
+pub use step::{Attempt, Data, Files, Local, Plan, Refused, Resync, Running, Setup, Step};
 
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
@@ -354,7 +354,14 @@ impl Context<'_> {
             socket_dir: &self.setup.socket_dir,
             recovery,
         });
-        Files { conf: conf::render(&parameters), hba: self.hba(restricted) }
+        let conf = conf::render(&parameters);
+        let conf = match &self.local.refused {
+            Some(refused) if refused.parameters == self.db.spec.pg_parameters => {
+                conf::with_users_part(&conf, &refused.instead)
+            }
+            _ => conf,
+        };
+        Files { conf, hba: self.hba(restricted) }
     }
 
     fn hba(&self, restricted: bool) -> String {

@@ -2,6 +2,7 @@
 
 use super::error::Result;
 use super::postgres::conf::{self, Parameters};
+use super::postgres::control;
 use super::postgres::process;
 use super::postgres::sql::{Liveness, SharedSession, Snapshot, Standby, Target, liveness};
 use model::DbUid;
@@ -39,6 +40,8 @@ pub struct Watched {
     /// Standbys whose confirmations commits wait for, and since which position: one that has flushed so much holds
     /// every commit that anybody was told of. Not listed: it may lack some, even if PostgreSQL calls it synchronous.
     pub floors: BTreeMap<DbUid, u64>,
+    /// Limit of a statement; `None` while it is not known.
+    pub timeout: Option<Duration>,
     /// The machine did something: look at once, and read parameters anew.
     pub acted: u64,
 }
@@ -148,14 +151,35 @@ impl Probe {
                 } else {
                     debug!(pid, %error, "look at postgres");
                 }
+                if alive && last.pid != Some(pid) && liveness(&error) == Liveness::Crowded {
+                    return self.unseen(pid, watched).unwrap_or(Probed { pid: Some(pid), healthy: false, ..last });
+                }
                 Probed { pid: Some(pid), acted: watched.acted, healthy: healthy && last.pid == Some(pid), ..last }
             }
         }
     }
 
+    /// A server that lets nobody in because it is full, and that this keeper never had a session with: all that is
+    /// known is in its control file. Its position is older than the real one, never newer.
+    fn unseen(&self, pid: i32, watched: &Watched) -> Option<Probed> {
+        let control = control::read(&self.pgdata)?;
+        let snapshot = Snapshot {
+            in_recovery: control.state.is_standby(),
+            system_id: control.system_id.to_string(),
+            timeline: control.timeline.into(),
+            lsn: control.checkpoint,
+            ..Default::default()
+        };
+        let history = read_history(&self.pgdata, snapshot.timeline);
+        warn!(pid, "postgres is full, so its state is known from its control file only");
+        Some(Probed { pid: Some(pid), acted: watched.acted, healthy: true, snapshot, history, ..Default::default() })
+    }
+
     async fn query(&self, watched: &Watched, memory: &mut Memory, last: &Probed) -> Result<Probed> {
         let (lost, wake) = (self.lost.clone(), memory.session_lost.clone());
-        let session = self.session.get(&self.target, move || {
+        let timeout = watched.timeout.unwrap_or(self.target.timeout);
+        let target = Target { timeout, ..self.target.clone() };
+        let session = self.session.get(&target, move || {
             lost.notify_one();
             wake.notify_one();
         });

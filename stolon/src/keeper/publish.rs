@@ -2,8 +2,9 @@
 
 use super::probe::Probed;
 use crate::access::random_uid;
-use model::stolon::{KeeperInfo, PostgresBinaryVersion, PostgresState};
+use model::stolon::{KeeperInfo, PostgresBinaryVersion, PostgresState, Problem};
 use model::{DbUid, GoDuration, KeeperUid};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use store::{KeptLease, LeaseId, SharedStore};
 use tokio::sync::watch;
@@ -58,6 +59,8 @@ pub struct Facts {
     /// Counts rewrites of the cluster data. A Go sentinel rewrites it at each check and takes a record whose uid stays
     /// the same for dead; ours does not. Answering rewrites serves the one and costs nothing with the other.
     pub rewrites: u64,
+    /// What an operator should know, by code.
+    pub problems: BTreeMap<&'static str, String>,
 }
 
 /// TTL of the record's lease, in seconds.
@@ -80,9 +83,14 @@ pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo
         postgres_state: known.then(|| state(identity, facts, probed)),
         can_be_master: Some(identity.can_be_master),
         can_be_synchronous_replica: Some(identity.can_be_synchronous_replica),
+        problems: facts.problems.iter().map(problem).collect(),
         lease_seconds: Some(lease_seconds(facts.fail_interval)),
         ..Default::default()
     }
+}
+
+fn problem((code, text): (&&'static str, &String)) -> Problem {
+    Problem { code: (*code).to_owned(), text: text.clone() }
 }
 
 fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {

@@ -6,6 +6,7 @@ use super::apply::{millis, sync_data};
 use super::datadir::{DbState, write_file};
 use super::error::{KeeperError, Result, io};
 use super::machine::{Interest, Machine};
+use super::observe::read_text;
 use super::plan::{Attempt, Resync};
 use super::postgres::conninfo::{self, Secrets, Source};
 use super::postgres::sql::{self, Session, Target};
@@ -13,6 +14,7 @@ use super::postgres::{binaries, control, process};
 use super::probe::{is_other_branch, parse_history};
 use super::trash;
 use chrono::Utc;
+use model::DbUid;
 use model::stolon::TimelineHistory;
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +25,26 @@ use tracing::{info, warn};
 const POLL: Duration = Duration::from_millis(40);
 /// How long a rewound standby may take to stream from a server that can be reached.
 const STREAM_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long data that should be able to follow may take to start before it is given up for a copy.
+const FIRST_START_LIMIT: Duration = Duration::from_secs(3600);
+/// Longest pause between attempts to become a standby.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// In a copy: it is complete, and for which db.
+pub(super) const COPIED: &str = "stolon-copied";
+
+/// Failed attempts to become a standby.
+#[derive(Clone, Debug)]
+pub(super) struct Failures {
+    db: DbUid,
+    count: u32,
+    next: Instant,
+}
+
+/// The pause after so many failures in a row.
+fn pause_after(count: u32) -> Duration {
+    Duration::from_secs(1 << count.min(16)).min(LONGEST_PAUSE)
+}
 
 impl Machine {
     /// Asks the source whether it can give what is wanted; nothing of ours changes.
@@ -78,7 +100,18 @@ impl Machine {
 
     /// Makes the data that of a standby.
     pub(super) async fn apply_resync(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
+        if self.is_copied(&self.dir.pgdata(), resync) {
+            info!("the copy was complete already when its making was interrupted");
+            return Ok(());
+        }
+        self.check_pause(resync)?;
         self.apply_check_source(resync).await?;
+        let result = self.try_resync(resync, interest).await;
+        self.count_failure(resync, &result);
+        result
+    }
+
+    async fn try_resync(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
         match resync.attempt {
             Attempt::BaseBackup => {}
             // Starting and following changes nothing that another attempt could not begin with.
@@ -94,6 +127,36 @@ impl Machine {
             }
         }
         self.copy(resync, interest).await
+    }
+
+    /// A complete copy for this db lies here: whatever happened since, it need not be made again.
+    fn is_copied(&self, directory: &Path, resync: &Resync) -> bool {
+        read_text(&directory.join(COPIED)).is_some_and(|db| db == *resync.db.as_str())
+    }
+
+    /// A copy that fails late would load the source endlessly.
+    fn check_pause(&self, resync: &Resync) -> Result<()> {
+        match &self.failures {
+            Some(Failures { db, next, .. }) if *db == resync.db && Instant::now() < *next => Err(KeeperError::Other(
+                "becoming a standby failed; it is tried again after a pause that doubles with each failure, 5 min at most".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn count_failure(&mut self, resync: &Resync, result: &Result<()>) {
+        self.failures = match (result, self.failures.take()) {
+            (Ok(()), _) => None,
+            // Nothing was tried, or it was given up for something better.
+            (Err(KeeperError::NotYet(_)), failures) => failures,
+            (Err(error), failures) => {
+                let count =
+                    failures.filter(|failures| failures.db == resync.db).map_or(0, |failures| failures.count) + 1;
+                let pause = pause_after(count);
+                warn!(%error, seconds = pause.as_secs(), "becoming a standby failed, trying again after a pause");
+                Some(Failures { db: resync.db.clone(), count, next: Instant::now() + pause })
+            }
+        };
     }
 
     /// From here to the end of the initialisation the data directory is neither the old db's nor the new one's.
@@ -137,10 +200,13 @@ impl Machine {
         self.check_copy(resync).await?;
         let (root, pgdata) = (self.dir.root().to_owned(), self.dir.pgdata());
         let fresh = self.dir.fresh_pgdata();
+        let copied = self.is_copied(&fresh, resync);
         let work = tokio::task::spawn_blocking({
             let (root, fresh) = (root.clone(), fresh.clone());
             move || {
-                trash::delete_garbage(&fresh)?;
+                if !copied {
+                    trash::delete_garbage(&fresh)?;
+                }
                 trash::prune(&root, trash::KEEP_RESYNC - 1)
             }
         });
@@ -150,8 +216,14 @@ impl Machine {
             trash::move_away(&root, &pgdata, trash::RESYNC, Utc::now())?;
             self.mark_unusable(resync)?;
             self.unless_changed(interest, self.base_backup(resync, &pgdata)).await?;
+            self.complete_copy(resync, &pgdata).await?;
         } else {
-            self.unless_changed(interest, self.base_backup(resync, &fresh)).await?;
+            if copied {
+                info!("a complete copy was made before, it need not be made again");
+            } else {
+                self.unless_changed(interest, self.base_backup(resync, &fresh)).await?;
+                self.complete_copy(resync, &fresh).await?;
+            }
             self.mark_unusable(resync)?;
             trash::move_away(&root, &pgdata, trash::RESYNC, Utc::now())?;
             io(std::fs::rename(&fresh, &pgdata), "put in place", &fresh)?;
@@ -178,11 +250,17 @@ impl Machine {
         }
         // A copy that could start as a primary must never lie in place of a standby.
         write_file(&target.join("standby.signal"), b"")?;
-        write_file(&target.join("postgresql.conf"), resync.files.conf.as_bytes())?;
-        write_file(&target.join("pg_hba.conf"), resync.files.hba.as_bytes())?;
-        sync_data(target.to_owned()).await?;
         info!(milliseconds = millis(started), "made a base backup");
         Ok(())
+    }
+
+    /// Makes a copy one of ours, and durable; only then it counts as complete.
+    async fn complete_copy(&mut self, resync: &Resync, target: &Path) -> Result<()> {
+        let conf = self.check_copied(target, &resync.files.conf).await;
+        write_file(&target.join("postgresql.conf"), conf.as_bytes())?;
+        write_file(&target.join("pg_hba.conf"), resync.files.hba.as_bytes())?;
+        sync_data(target.to_owned()).await?;
+        write_file(&target.join(COPIED), resync.db.as_str().as_bytes())
     }
 
     /// Starts data that should be able to follow; if it can't, makes a base backup.
@@ -221,7 +299,8 @@ impl Machine {
     async fn verify(&mut self, resync: &Resync) -> Result<()> {
         self.apply_start(Vec::new()).await?;
         let Some(postmaster) = self.postmaster.clone() else { return Ok(()) };
-        process::wait_ready(&postmaster, &self.dir.pgdata(), resync.ready_limit).await?;
+        // Recovery may take long. A server that is at it must not be stopped, and its data not be given up for a new copy.
+        process::wait_ready(&postmaster, &self.dir.pgdata(), resync.ready_limit.max(FIRST_START_LIMIT)).await?;
         let deadline = Instant::now() + STREAM_LIMIT;
         // Where the followed server's timelines end; unknown if it can't be asked.
         let history = self.source_history(&resync.followed).await.unwrap_or_default();
@@ -254,4 +333,15 @@ async fn check_slot(resync: &Resync, source: &Source, session: &Session) -> Resu
         return Ok(());
     }
     not_yet(source, &format!("its keeper has not created the replication slot {} yet", resync.slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_and_are_bounded() {
+        let pauses: Vec<u64> = [1, 2, 3, 8, 9, 100, u32::MAX].map(|count| pause_after(count).as_secs()).into();
+        assert_eq!(pauses, [2, 4, 8, 256, 300, 300, 300]);
+    }
 }

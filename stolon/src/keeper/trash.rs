@@ -58,6 +58,17 @@ pub(super) fn delete_garbage(directory: &Path) -> Result<()> {
     }
 }
 
+/// Deletes a directory of the keeper's own that never holds data.
+///
+/// # Errors
+/// It can't be deleted.
+pub(super) fn delete_scratch(directory: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => io(other, "delete", directory),
+    }
+}
+
 /// Deletes the oldest replaced copies until no more than `keep` are left.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use super::super::args::Access;
 use super::super::datadir::DbState;
+use super::super::postgres::conf::Parameters;
 use super::super::postgres::conninfo::Source;
 use super::super::postgres::control::Control;
 use model::stolon::NewConfig;
@@ -81,6 +82,17 @@ pub struct Local {
     pub reload_owed: bool,
     /// Promoted, and no checkpoint since.
     pub checkpoint_owed: bool,
+    /// Parameters that PostgreSQL would not start with.
+    pub refused: Option<Refused>,
+}
+
+/// Parameters that PostgreSQL would not start with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The specification's parameters.
+    pub parameters: Parameters,
+    /// The user's part of the last good file.
+    pub instead: String,
 }
 
 /// Both configuration files.

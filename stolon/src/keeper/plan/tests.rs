@@ -12,7 +12,7 @@ struct Case {
 }
 
 fn present(state: ControlState, standby: bool) -> Data {
-    Data::Present { control: Control { system_id: 7, state, timeline: 1 }, standby }
+    Data::Present { control: Control { system_id: 7, state, timeline: 1, checkpoint: 0 }, standby }
 }
 
 const RUNNING: Option<Running> = Some(Running { ready: true, same_place: true });
@@ -74,6 +74,7 @@ impl Case {
             in_sync: Some(BTreeSet::new()),
             reload_owed: false,
             checkpoint_owed: false,
+            refused: None,
         };
         Case { setup, local, data }
     }

@@ -36,6 +36,12 @@ impl Binaries {
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.dir.join(name));
         command.env("LC_MESSAGES", "C").stdin(Stdio::null());
+        // The programs call each other, and a restore_command may name one of them.
+        let others = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(self.dir.clone()).chain(std::env::split_paths(&others));
+        if let Ok(path) = std::env::join_paths(path) {
+            command.env("PATH", path);
+        }
         for variable in ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA", "PGSERVICE", "PGOPTIONS", "PGAPPNAME"] {
             command.env_remove(variable);
         }

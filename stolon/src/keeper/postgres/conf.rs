@@ -150,6 +150,27 @@ pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = '")?.strip_suffix('\''))
 }
 
+/// Names that are ours whatever the user says; the others can be refused by PostgreSQL because of what the user says.
+fn is_ours(name: &str) -> bool {
+    MANAGED.contains(&name) && !matches!(name, "wal_keep_size" | "wal_log_hints")
+}
+
+fn name_of(line: &str) -> &str {
+    line.split(['=', ' ', '\t']).next().unwrap_or_default()
+}
+
+/// The lines of a configuration file that come from the user or the instance, not from us.
+pub fn users_part(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.filter(|line| !is_ours(name_of(line))).fold(String::new(), |part, line| part + line + "\n")
+}
+
+/// A rendered file with the user's part replaced.
+pub fn with_users_part(text: &str, part: &str) -> String {
+    let ours = text.lines().filter(|line| is_ours(name_of(line)));
+    ours.fold(String::new(), |part, line| part + line + "\n") + part
+}
+
 /// Parameters that are reported: neither managed nor added by us where the user was silent.
 pub fn reported(file: Parameters, user: &Parameters) -> Parameters {
     let added = |name: &str, value: &str| DEFAULTS.contains(&(name, value)) && !user.contains_key(name);
@@ -198,6 +219,22 @@ mod tests {
              wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '10s'\n\
              wal_retrieve_retry_interval = '500ms'\nx.y = 'it''s \\\\  '\n"
         );
+    }
+
+    #[test]
+    fn the_users_part_can_be_replaced() {
+        let mut spec = DbSpec { pg_parameters: map(&[("work_mem", "bad"), ("wal_keep_size", "x")]), ..spec() };
+        let wanted = render(&all(&spec, None, None));
+        spec.pg_parameters = map(&[("work_mem", "8MB")]);
+        let good = render(&all(&spec, None, None));
+        let part = users_part(&good);
+        assert!(part.contains("work_mem = '8MB'\n") && !part.contains("port"), "{part}");
+        let mixed = with_users_part(&wanted, &part);
+        assert_eq!(users_part(&mixed), part);
+        assert_eq!((value(&mixed, "port"), value(&mixed, "work_mem")), (Some("5442"), Some("8MB")));
+        assert_eq!(value(&mixed, "wal_keep_size"), Some("128MB"));
+        let theirs = "# x\n\nport=1\nlisten_addresses\t'*'\nmax_connections = 100\t# y\n  work_mem 4MB\n";
+        assert_eq!(users_part(theirs), "max_connections = 100\t# y\nwork_mem 4MB\n");
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Control {
     pub state: ControlState,
     /// Timeline of the last checkpoint.
     pub timeline: u32,
+    /// Position of the last checkpoint.
+    pub checkpoint: u64,
 }
 
 /// How the server was left.
@@ -64,8 +66,8 @@ fn parse(bytes: &[u8]) -> Option<Control> {
         6 => ControlState::Production,
         _ => return None,
     };
-    let system_id = u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?);
-    Some(Control { system_id, state, timeline: number(48)? })
+    let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some(Control { system_id: long(0)?, state, timeline: number(48)?, checkpoint: long(32)? })
 }
 
 #[cfg(test)]
@@ -78,6 +80,7 @@ mod tests {
         bytes[..8].copy_from_slice(&7_710_245_038_574_424_763_u64.to_ne_bytes());
         bytes[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
         bytes[16..20].copy_from_slice(&5_u32.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&0x300_0028_u64.to_ne_bytes());
         bytes[48..52].copy_from_slice(&3_u32.to_ne_bytes());
         bytes
     }
@@ -85,8 +88,12 @@ mod tests {
     #[test]
     fn members_are_found() {
         let control = parse(&sample()).unwrap();
-        let wanted =
-            Control { system_id: 7_710_245_038_574_424_763, state: ControlState::ArchiveRecovery, timeline: 3 };
+        let wanted = Control {
+            system_id: 7_710_245_038_574_424_763,
+            state: ControlState::ArchiveRecovery,
+            timeline: 3,
+            checkpoint: 0x300_0028,
+        };
         assert_eq!(control, wanted);
         assert!(control.state.is_standby() && !control.state.is_clean());
     }

@@ -103,7 +103,8 @@ impl SharedSession {
     /// As [`connect`].
     pub async fn get(&self, target: &Target, ended: impl FnOnce() + Send + 'static) -> Result<Arc<Session>> {
         let mut slot = self.0.lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| !session.client.is_closed()) {
+        let usable = |session: &&Arc<Session>| !session.client.is_closed() && session.timeout == target.timeout;
+        if let Some(session) = slot.as_ref().filter(usable) {
             return Ok(session.clone());
         }
         let session = Arc::new(connect(target, ended).await?);
@@ -263,6 +264,16 @@ impl Session {
             "SELECT CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_flush_lsn() - '0/0')::text END";
         let lsn: Option<String> = self.within("ask for the position", self.client.query_one(SQL, &[])).await?.get(0);
         Ok(lsn.and_then(|lsn| lsn.parse().ok()))
+    }
+
+    /// What is wrong with lines of pg_hba.conf; `None` if nothing is.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn hba_errors(&self) -> Result<Option<String>> {
+        const SQL: &str = "SELECT string_agg('line ' || line_number || ': ' || error, '; ' ORDER BY line_number) \
+                           FROM pg_hba_file_rules WHERE error IS NOT NULL";
+        Ok(self.within("check pg_hba.conf", self.client.query_one(SQL, &[])).await?.get(0))
     }
 
     /// Names of parameters that wait for a restart.

@@ -1,0 +1,93 @@
+//! Old masters come back: by a rewind if possible, else by a copy; and no copy is made twice.
+
+use crate::lab;
+use model::stolon::DbInitMode;
+use std::os::unix::fs::MetadataExt as _;
+use testkit::stolon::Keeper;
+
+/// A copy takes another directory's place; a rewind changes the one that is there.
+fn directory(keeper: &Keeper) -> u64 {
+    std::fs::metadata(keeper.pgdata()).unwrap().ino()
+}
+
+fn replaced(keeper: &Keeper) -> usize {
+    std::fs::read_dir(keeper.root().join("trash")).into_iter().flatten().count()
+}
+
+#[tokio::test]
+async fn a_crashed_master_is_rewound_and_not_copied() {
+    let lab = lab().up().await;
+    let writer = lab.writer().await;
+    writer.progress(50).await;
+    let old = lab.master().await;
+    let keeper = lab.keeper(old);
+    let before = directory(keeper);
+    keeper.kill();
+    lab.wait_for_other_master(old).await;
+    writer.progress(50).await;
+    keeper.start();
+    lab.ready().await;
+    let written = writer.finish().await;
+    lab.caught_up(old).await;
+    assert_eq!((directory(keeper), replaced(keeper)), (before, 0), "{}", keeper.log());
+    let (_, twice) = written.faults(&keeper.pg).await;
+    assert!(twice.is_empty());
+}
+
+#[tokio::test]
+async fn what_only_the_old_master_has_is_undone_or_the_data_replaced() {
+    for wal_is_missing in [false, true] {
+        let lab = lab().relays().up().await;
+        lab.proxy(0).pg.one("CREATE TABLE t AS SELECT 1 AS n").await;
+        let old = lab.master().await;
+        lab.caught_up(1 - old).await;
+        let keeper = lab.keeper(old);
+        let before = directory(keeper);
+        keeper.cut();
+        // Nobody but us reaches it now, and no standby gets this.
+        keeper.pg.one("INSERT INTO t SELECT n FROM generate_series(100, 5000) n").await;
+        let new = lab.wait_for_other_master(old).await;
+        lab.keeper(new).pg.one("INSERT INTO t VALUES (2)").await;
+        keeper.pg.one("INSERT INTO t VALUES (3)").await;
+        keeper.kill();
+        if wal_is_missing {
+            for entry in std::fs::read_dir(keeper.pgdata().join("pg_wal")).unwrap().flatten() {
+                if entry.path().is_file() {
+                    std::fs::remove_file(entry.path()).unwrap();
+                }
+            }
+        }
+        keeper.mend();
+        keeper.start();
+        lab.ready().await;
+        lab.caught_up(old).await;
+        assert_eq!(keeper.pg.one("SELECT string_agg(n::text, ',' ORDER BY n) FROM t").await, "1,2");
+        assert_eq!(directory(keeper) == before, !wal_is_missing, "{}", keeper.log());
+        assert_eq!(replaced(keeper), usize::from(wal_is_missing));
+    }
+}
+
+#[tokio::test]
+async fn a_complete_copy_is_not_made_again_after_a_crash() {
+    let lab = lab().up().await;
+    let standby = lab.standbys().await[0];
+    let keeper = lab.keeper(standby);
+    keeper.stop().await;
+    // As if the keeper had died right before it wrote down that the copy is complete.
+    let data = lab.data().await;
+    let db = lab.db(&data, standby).unwrap().uid.clone();
+    let state = format!(r#"{{"UID":"{db}","Generation":0,"Initializing":true,"InitPGParameters":null}}"#);
+    std::fs::write(keeper.root().join("dbstate"), state).unwrap();
+    std::fs::write(keeper.pgdata().join("stolon-copied"), db.as_str()).unwrap();
+    let before = directory(keeper);
+    lab.update(|data| {
+        let db = data.dbs.get_mut(&db).unwrap();
+        db.spec.init_mode = Some(DbInitMode::Resync);
+        db.generation += 1;
+    })
+    .await;
+    keeper.start();
+    lab.ready().await;
+    assert_eq!((directory(keeper), replaced(keeper)), (before, 0), "{}", keeper.log());
+    assert!(!keeper.pgdata().join("stolon-copied").exists());
+}
