@@ -28,6 +28,8 @@ const STREAM_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long data that should be able to follow may take to start before it is given up for a copy.
 const FIRST_START_LIMIT: Duration = Duration::from_secs(3600);
+/// How long a crashed postmaster may take to vanish from the table of processes.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause between attempts to become a standby.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// In a copy: it is complete, and for which db.
@@ -177,6 +179,7 @@ impl Machine {
     async fn rewind(&self, resync: &Resync, source: &Source) -> Result<()> {
         let started = Instant::now();
         let pgdata = self.dir.pgdata();
+        process::wait_gone(&pgdata, GONE_LIMIT).await;
         // A link here but a file there would stop pg_rewind.
         process::remove_file(&pgdata.join("postgresql.auto.conf"))?;
         // Single-user recovery, which pg_rewind runs after a crash, refuses to work with it.

@@ -7,6 +7,9 @@
 mod connections;
 mod failover;
 mod operate;
+mod parameters;
+mod rewind;
+mod tls;
 
 use testkit::stolon::{Bins, Builder, Lab};
 

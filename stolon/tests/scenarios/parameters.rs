@@ -71,7 +71,7 @@ async fn what_waits_for_a_restart_and_wrong_lines_of_pg_hba_are_told() {
     })
     .await;
     eventually("the line is told", async || problem(&lab, 0, Problem::HBA_REFUSED).await.is_some()).await;
-    patch(&lab, json!({"pgParameters": {"max_connections": null}, "pgHBA": null})).await;
+    patch(&lab, json!({"pgParameters": {"max_connections": "100"}, "pgHBA": null})).await;
     eventually("nothing is wrong", async || lab.info(0).await.is_some_and(|info| info.problems.is_empty())).await;
     assert_eq!(lab.keeper(0).postmaster_pid(), pid);
 }

@@ -7,8 +7,7 @@ use testkit::tls::Authority;
 #[tokio::test]
 async fn members_prove_who_they_are_by_certificates() {
     let authority = Authority::new().unwrap();
-    let (server, client) =
-        (authority.issue("server", &["127.0.0.1"]).unwrap(), authority.issue("repl", &[]).unwrap());
+    let (server, client) = (authority.issue("server", &["127.0.0.1"]).unwrap(), authority.issue("repl", &[]).unwrap());
     let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
     let parameters = json!({
         "ssl": "on", "ssl_cert_file": path(&server.cert), "ssl_key_file": path(&server.key),

@@ -215,6 +215,16 @@ pub async fn wait_ready(postmaster: &Postmaster, pgdata: &Path, limit: Duration)
     Ok(())
 }
 
+/// Waits until nobody has the pid that a crashed postmaster left behind: PostgreSQL's own programs take even a process
+/// that has ended, but was not reaped yet, for a running server. They are the ones to complain if it stays.
+pub async fn wait_gone(pgdata: &Path, limit: Duration) {
+    let Some(file) = read_pid_file(pgdata) else { return };
+    let deadline = Instant::now() + limit;
+    while kill(Pid::from_raw(file.pid), None).is_ok() && Instant::now() < deadline {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
 /// Stops whatever runs in the data directory: fast, then immediately, then by force.
 ///
 /// # Errors
