@@ -1,5 +1,6 @@
 //! The keeper's own files: lock, `keeperstate`, `dbstate`, and where PostgreSQL's data is.
 
+use super::disk;
 use super::error::{KeeperError, Result, io};
 use model::{DbUid, KeeperUid};
 use serde::de::DeserializeOwned;
@@ -200,7 +201,16 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
         std::fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
     };
-    io(write(), "write", path)
+    match write() {
+        // This is what the reserve is for.
+        Err(error) if disk::is_full(&error) && release_near(directory) => io(write(), "write", path),
+        other => io(other, "write", path),
+    }
+}
+
+/// The keeper's directory is this one or the one above.
+fn release_near(directory: &Path) -> bool {
+    disk::release_reserve(directory) || directory.parent().is_some_and(disk::release_reserve)
 }
 
 #[cfg(test)]

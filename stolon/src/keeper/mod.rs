@@ -1,9 +1,10 @@
 //! The keeper owns one PostgreSQL instance and makes it what the cluster data says.
 //!
-//! Three tasks share one thread:
+//! Four tasks share one thread:
 //! * [`machine`] wakes on a change of the cluster data, on PostgreSQL's end, on a complete synchronous set and on a safety
 //!   timer; it looks ([`observe`]), plans ([`plan`], pure) and does ([`apply`], one function per step);
 //! * [`probe`] looks at the instance about once a second and right after each action;
+//! * [`disk`] writes and reads a small file now and then, and sets room aside for the keeper's own files;
 //! * [`publish`] keeps the keeper's record in the store, at once when something that matters changed.
 //!
 //! Without a store, or without cluster data in it, PostgreSQL stays as it is. PostgreSQL outlives a killed keeper, and the
@@ -13,6 +14,7 @@ mod apply;
 pub mod args;
 mod check;
 pub mod datadir;
+pub mod disk;
 pub mod error;
 pub mod machine;
 pub mod observe;
@@ -29,6 +31,7 @@ use args::{Args, Config};
 use common::privileges;
 use common::runtime::Termination;
 use datadir::{KeeperDir, KeeperState, write_file};
+use disk::Disk;
 use machine::{Machine, Parts};
 use model::stolon::keys::Keys;
 use plan::Setup;
@@ -178,7 +181,10 @@ impl Tasks {
             results,
             lost: wake.clone(),
         };
+        let (disk_results, disk) = watch::channel(Disk::default());
+        let looking = tokio::spawn(disk::run(dir.root().to_owned(), disk_results.clone()));
         let publisher = Publisher {
+            disk,
             store,
             key: keys.keeper_info(&keeper.uid),
             identity,
@@ -207,6 +213,7 @@ impl Tasks {
         info!("stopping");
         let result = machine.shut_down().await;
         probing.abort();
+        looking.abort();
         // The record goes last: while it is there, PostgreSQL may be running.
         let _ = stop.send(true);
         let _ = publishing.await;

@@ -1,5 +1,6 @@
 //! What this keeper tells the cluster: its record in the store, on a lease that is kept alive.
 
+use super::disk::Disk;
 use super::probe::Probed;
 use crate::access::random_uid;
 use model::stolon::{KeeperInfo, PostgresBinaryVersion, PostgresState, Problem};
@@ -89,6 +90,15 @@ pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo
     }
 }
 
+/// An instance on a disk that can't be written is not healthy, whatever it answers from its memory.
+fn with_disk(mut info: KeeperInfo, disk: &Disk) -> KeeperInfo {
+    info.problems.extend(disk.problem.iter().map(|(code, text)| problem((code, text))));
+    if let Some(state) = info.postgres_state.as_mut().filter(|_| disk.broken) {
+        state.healthy = false;
+    }
+    info
+}
+
 fn problem((code, text): (&&'static str, &String)) -> Problem {
     Problem { code: (*code).to_owned(), text: text.clone() }
 }
@@ -144,6 +154,8 @@ fn due(last: Option<&(KeeperInfo, u64, Instant)>, info: &KeeperInfo, facts: &Fac
 pub struct Publisher {
     /// Store.
     pub store: SharedStore,
+    /// State of the disk. Its sender lives as long as the keeper.
+    pub disk: watch::Receiver<Disk>,
     /// The record's key.
     pub key: String,
     /// Constants.
@@ -163,10 +175,12 @@ impl Publisher {
         let mut put_with: Option<LeaseId> = None;
         let mut failing = false;
         while !*stop.borrow() {
+            let disk = self.disk.borrow_and_update().clone();
             let facts = self.facts.borrow_and_update().clone();
             let (info, fresh) = {
                 let probed = self.probed.borrow_and_update();
-                (render(&self.identity, &facts, &probed), !probed.healthy || probed.acted >= facts.acted)
+                let info = with_disk(render(&self.identity, &facts, &probed), &disk);
+                (info, !probed.healthy || probed.acted >= facts.acted)
             };
             let wanted_ttl = lease_seconds(facts.fail_interval);
             if lease.is_some()
@@ -221,6 +235,7 @@ impl Publisher {
                 () = tokio::time::sleep(wait) => {}
                 result = self.facts.changed() => if result.is_err() { break },
                 _ = self.probed.changed() => {}
+                _ = self.disk.changed() => {}
                 () = new_lease => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }

@@ -1,0 +1,82 @@
+//! The disk is full.
+
+use crate::lab;
+use model::stolon::Problem;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{User, geteuid};
+use serde_json::json;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use testkit::stolon::{Lab, eventually};
+
+/// A small file system in memory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: &Path, mebibytes: u32) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let user = User::from_name("postgres").unwrap().unwrap();
+        let options = format!("size={mebibytes}m,mode=700,uid={},gid={}", user.uid, user.gid);
+        mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        SmallDisk(path.to_owned())
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("ballast");
+        let mut file = std::fs::File::create(&path).unwrap();
+        while file.write_all(&[0; 65536]).is_ok() {}
+        while file.write_all(&[0; 512]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+async fn is_told(lab: &Lab) -> bool {
+    let info = lab.info(0).await;
+    info.is_some_and(|info| info.problems.iter().any(|problem| problem.code == Problem::DISK_FULL))
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_loses_nothing_and_is_recovered_from() {
+    if !geteuid().is_root() {
+        println!("not run: only root can mount a small disk");
+        return;
+    }
+    let small = json!({"pgParameters": {"min_wal_size": "32MB", "max_wal_size": "48MB", "wal_keep_size": "0"}});
+    let lab = lab().keepers(1).spec(small).prepare().await;
+    let disk = SmallDisk::mount(lab.keeper(0).root(), 256);
+    lab.init().await;
+    lab.start_all();
+    lab.ready().await;
+    let writer = lab.writer().await;
+    writer.progress(50).await;
+    eventually("room is set aside", async || lab.keeper(0).root().join("reserve").exists()).await;
+    let ballast = disk.fill();
+    eventually("the full disk is told", async || is_told(&lab).await).await;
+    // A bulk load needs WAL that does not fit: PostgreSQL ends, and can't come back.
+    let _ =
+        lab.keeper(0).pg.try_one("CREATE TABLE big AS SELECT repeat('x', 1000) FROM generate_series(1, 100000)").await;
+    // The keeper still writes down what it does.
+    lab.ctl(&["update", "--patch", r#"{"pgParameters": {"work_mem": "5MB"}}"#]).await;
+    eventually("the change is in the configuration", async || {
+        let conf = std::fs::read_to_string(lab.keeper(0).pgdata().join("postgresql.conf")).unwrap_or_default();
+        conf.contains("work_mem = '5MB'")
+    })
+    .await;
+    assert!(is_told(&lab).await);
+    std::fs::remove_file(ballast).unwrap();
+    eventually("there is room again", async || !is_told(&lab).await).await;
+    lab.ready().await;
+    writer.progress(50).await;
+    writer.finish().await.check(&lab.proxy(0).pg).await;
+    assert_eq!(lab.keeper(0).pg.one("SHOW work_mem").await, "5MB");
+    eventually("room is set aside again", async || lab.keeper(0).root().join("reserve").exists()).await;
+    drop(lab);
+    drop(disk);
+}
