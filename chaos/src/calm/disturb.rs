@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 /// What must not lead to a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Condition {
-    /// Both cores are saturated by other work
+    /// All cores are saturated by other work
     Load,
     /// A sentinel or proxy is suspended for 10 s, again and again
     Suspend,
@@ -52,9 +52,6 @@ const SEGMENT_EVERY: Duration = Duration::from_secs(2);
 const DISK_FREE: Duration = Duration::from_secs(30);
 const STALL: Duration = Duration::from_secs(30);
 const BETWEEN_STALLS: Duration = Duration::from_secs(15);
-/// Twice as many as the small machines have cores that this is for.
-const BUSY: usize = 4;
-
 impl Condition {
     /// Its short name.
     pub fn name(self) -> &'static str {
@@ -120,12 +117,14 @@ impl Drop for Busy {
 async fn load(until: Instant) -> anyhow::Result<()> {
     // A limit of its own besides: it must end even if nobody kills it.
     let limit = until.saturating_duration_since(Instant::now()).as_secs() + 60;
-    let busy = |_| -> anyhow::Result<Busy> {
+    let busy = |_: usize| -> anyhow::Result<Busy> {
         let mut command = Command::new("timeout");
         command.arg(limit.to_string()).args(["sh", "-c", "while :; do :; done"]).stdin(Stdio::null());
         Ok(Busy(command.spawn().context("run a busy process")?))
     };
-    let _busy = (0..BUSY).map(busy).collect::<anyhow::Result<Vec<Busy>>>()?;
+    // One for each core, and one more: nobody finds a core idle, not even for a moment.
+    let count = std::thread::available_parallelism()?.get() + 1;
+    let _busy = (0..count).map(busy).collect::<anyhow::Result<Vec<Busy>>>()?;
     tokio::time::sleep_until(until.into()).await;
     Ok(())
 }
