@@ -155,6 +155,9 @@ const LOG_NO_STATEMENTS: &str = "SET log_statement = 'none'; SET log_min_duratio
     SET debug_print_parse = off; SET debug_print_rewritten = off; SET debug_print_plan = off; \
     SET password_encryption = 'scram-sha-256'";
 
+/// A line per timeline: nobody has a longer history file, in bytes.
+const HISTORY_LIMIT: u32 = 1 << 20;
+
 /// A timeline of a standby: what its receiver gets if it has one, and never less than the control file says.
 const SNAPSHOT: &str = "\
     SELECT r.recovery, s.system_identifier::text, \
@@ -220,7 +223,9 @@ impl Session {
     /// # Errors
     /// The query fails.
     pub async fn history(&self, timeline: u64) -> Result<String> {
-        let sql = format!("SELECT coalesce(pg_read_file('pg_wal/{timeline:08X}.history', true), '')");
+        // The form without offset and length, but with "may be missing", exists since PostgreSQL 16 only.
+        let sql =
+            format!("SELECT coalesce(pg_read_file('pg_wal/{timeline:08X}.history', 0, {HISTORY_LIMIT}, true), '')");
         Ok(self.within("read the timeline's history", self.client.query_one(&sql, &[])).await?.get(0))
     }
 
