@@ -55,6 +55,9 @@ pub struct KeeperInfo {
     /// Ours only: what an operator should know and may have to do something about.
     #[serde(deserialize_with = "null_default", skip_serializing_if = "is_default")]
     pub problems: Vec<Problem>,
+    /// Ours only: present means that the keeper can hand its primary over to another one, see [`HandedOver`].
+    #[serde(rename = "handedOver", skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<HandedOver>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -85,6 +88,18 @@ impl Problem {
     pub const RESTART_PENDING: &str = "restart_pending";
     /// The keeper can't make PostgreSQL what the cluster data says.
     pub const NOT_CONVERGING: &str = "not_converging";
+}
+
+/// A primary that was stopped cleanly, to become the standby of its successor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct HandedOver {
+    /// The db; empty for none.
+    #[serde(deserialize_with = "null_default", skip_serializing_if = "is_default")]
+    pub db: DbUid,
+    /// Where its last record begins, which a standby that is to be the successor must have.
+    #[serde(rename = "xLogPos", deserialize_with = "null_default", skip_serializing_if = "is_default")]
+    pub xlog_pos: u64,
 }
 
 /// State of a keeper's PostgreSQL.

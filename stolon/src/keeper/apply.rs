@@ -42,6 +42,10 @@ impl Machine {
                 process::remove_file(&self.dir.pgdata().join(super::resync::COPIED))
             }
             Step::Stop(why) => self.apply_stop(why).await,
+            Step::TellHandedOver(done) => {
+                self.facts.send_modify(|facts| facts.handed_over = done);
+                Ok(())
+            }
             Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
             Step::DeleteGarbage => trash::delete_garbage(&self.dir.pgdata()),
             Step::Initdb(config) => self.apply_initdb(&config).await,

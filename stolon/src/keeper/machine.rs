@@ -263,6 +263,7 @@ impl Machine {
             in_sync: self.in_sync(),
             checkpoint_owed: self.checkpoint_owed,
             refused: self.refused.clone(),
+            handed_over: !self.facts.borrow().handed_over.db.is_empty(),
         }
     }
 

@@ -12,10 +12,11 @@ pub use step::{Attempt, Data, Files, Local, Plan, Refused, Resync, Running, Setu
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
 use super::postgres::conninfo::{self, Secrets, Source};
+use super::postgres::control::{Control, ControlState};
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
 use model::DbUid;
-use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, InitMode, Role, SuReplAccess};
+use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, HandedOver, InitMode, Role, SuReplAccess};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -232,6 +233,9 @@ impl Context<'_> {
         if self.local.sync_wait != Some(waiting) {
             steps.push(Step::SetSyncWait(waiting));
         }
+        if self.local.handed_over {
+            steps.push(Step::TellHandedOver(HandedOver::default()));
+        }
         let slots = Step::EnsureSlots { wanted: self.slots(), required: true };
         let configure = self.configure(&files);
         // A new standby needs its slot before commits wait for it. But a lack of slots must not keep commits waiting for
@@ -259,22 +263,24 @@ impl Context<'_> {
     }
 
     fn standby(&self) -> Plan {
-        let Data::Present { standby, .. } = self.local.data else {
+        let Data::Present { standby, control } = self.local.data else {
             return Plan::problem(format!(
                 "the data of standby db {} is missing; run `stolonctl removekeeper` to have it made again",
                 self.db.uid
             ));
         };
-        if !standby {
-            return Plan::problem(
-                "this instance is a primary but shall be a standby; the sentinel has to assign a new db",
-            );
-        }
-        let source = match self.followed() {
-            Ok((_, source)) => source,
+        let (followed, source) = match self.followed() {
+            Ok(found) => found,
             Err(problem) => return problem,
         };
-        let files = self.files(Some(&self.recovery(&source)), false);
+        if !standby {
+            return self.hand_over(control);
+        }
+        // What was handed over waits for its successor without trying: an attempt that comes too early costs more time.
+        let waits = self.local.conf.as_deref().and_then(|conf| conf::value(conf, "primary_conninfo")) == Some("")
+            && !(followed.uid == self.data.cluster.status.master && followed.is_master_type() && followed.converged());
+        let recovery = if waits { Recovery::default() } else { self.recovery(&source) };
+        let files = self.files(Some(&recovery), false);
         let Some(running) = self.local.running else {
             let steps = [Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files), Step::Start];
             return Plan::then_again(steps.into_iter().chain([Step::WaitReady(self.ready_limit())]));
@@ -287,8 +293,28 @@ impl Context<'_> {
             return plan;
         }
         let mut steps = self.configure(&files);
+        if self.local.handed_over && !waits {
+            steps.push(Step::TellHandedOver(HandedOver::default()));
+        }
         steps.push(Step::EnsureSlots { wanted: BTreeSet::new(), required: false });
         self.finish(steps)
+    }
+
+    /// A primary that is to follow its successor. Stopped cleanly it has sent everything to its standbys, and the
+    /// sentinel chooses as successor only one that has all of it: then nothing has to be rewound.
+    fn hand_over(&self, control: Control) -> Plan {
+        if self.local.running.is_some() {
+            return Plan::then_again([Step::Stop("it is handed over to its successor")]);
+        }
+        if control.state != ControlState::ShutDown {
+            return Plan::problem(
+                "this instance is a primary that crashed, but shall be a standby; the sentinel has to assign a new db",
+            );
+        }
+        let files = self.files(Some(&Recovery::default()), false);
+        let done = HandedOver { db: self.db.uid.clone(), xlog_pos: control.checkpoint };
+        let steps = [Step::TellHandedOver(done), Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files)];
+        Plan::then_again(steps.into_iter().chain([Step::Start, Step::WaitReady(self.ready_limit())]))
     }
 
     /// A running instance that can't be worked with yet.

@@ -3,7 +3,7 @@
 use super::disk::Disk;
 use super::probe::Probed;
 use crate::access::random_uid;
-use model::stolon::{KeeperInfo, PostgresBinaryVersion, PostgresState, Problem};
+use model::stolon::{HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem};
 use model::{DbUid, GoDuration, KeeperUid};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,6 +57,8 @@ pub struct Facts {
     pub fail_interval: Option<GoDuration>,
     /// Smallest pause between publications where nothing but the position changed.
     pub sleep_interval: Duration,
+    /// The instance that was stopped to follow its successor.
+    pub handed_over: HandedOver,
     /// Counts rewrites of the cluster data. A Go sentinel rewrites it at each check and takes a record whose uid stays
     /// the same for dead; ours does not. Answering rewrites serves the one and costs nothing with the other.
     pub rewrites: u64,
@@ -86,6 +88,7 @@ pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo
         can_be_synchronous_replica: Some(identity.can_be_synchronous_replica),
         problems: facts.problems.iter().map(problem).collect(),
         lease_seconds: Some(lease_seconds(facts.fail_interval)),
+        handed_over: Some(facts.handed_over.clone()),
         ..Default::default()
     }
 }

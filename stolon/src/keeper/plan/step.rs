@@ -5,7 +5,7 @@ use super::super::datadir::DbState;
 use super::super::postgres::conf::Parameters;
 use super::super::postgres::conninfo::Source;
 use super::super::postgres::control::Control;
-use model::stolon::NewConfig;
+use model::stolon::{HandedOver, NewConfig};
 use model::{DbUid, KeeperUid};
 use pg::Tls;
 use std::collections::BTreeSet;
@@ -84,6 +84,8 @@ pub struct Local {
     pub checkpoint_owed: bool,
     /// Parameters that PostgreSQL would not start with.
     pub refused: Option<Refused>,
+    /// It was stopped to become its successor's standby, and has not followed that yet.
+    pub handed_over: bool,
 }
 
 /// Parameters that PostgreSQL would not start with.
@@ -148,6 +150,8 @@ pub enum Step {
     MarkInitialized(DbUid),
     /// Stop PostgreSQL; why.
     Stop(&'static str),
+    /// Tell the cluster where the instance ended that is handed over; the default: none is.
+    TellHandedOver(HandedOver),
     /// Move the data directory to trash; why.
     MoveAway(&'static str),
     /// Delete the data directory, which an interrupted initialisation of the same db left.
@@ -205,6 +209,7 @@ impl Step {
             Step::SaveState(_) => "save state",
             Step::MarkInitialized(_) => "mark initialized",
             Step::Stop(_) => "stop",
+            Step::TellHandedOver(_) => "tell that it is handed over",
             Step::MoveAway(_) => "move away",
             Step::DeleteGarbage => "delete garbage",
             Step::CheckSource(_) => "check source",

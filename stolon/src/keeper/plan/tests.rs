@@ -12,7 +12,7 @@ struct Case {
 }
 
 fn present(state: ControlState, standby: bool) -> Data {
-    Data::Present { control: Control { system_id: 7, state, timeline: 1, checkpoint: 0 }, standby }
+    Data::Present { control: Control { system_id: 7, state, timeline: 1, checkpoint: 77 }, standby }
 }
 
 const RUNNING: Option<Running> = Some(Running { ready: true, same_place: true });
@@ -75,6 +75,7 @@ impl Case {
             reload_owed: false,
             checkpoint_owed: false,
             refused: None,
+            handed_over: false,
         };
         Case { setup, local, data }
     }
@@ -455,9 +456,11 @@ fn a_standby_is_started_and_follows_by_reload() {
     assert_eq!(case.steps(), "write files, reload, ensure slots, restart if pending");
     case.local.running = Some(Running { ready: false, same_place: true });
     assert_eq!(case.steps(), "write files, reload, …");
-    // A primary never becomes a standby just so.
+    // A primary becomes a standby only when it was stopped cleanly.
     let mut case = Case::new("b");
     case.local.data = present(ControlState::Production, false);
+    assert_eq!(case.steps(), "stop, …");
+    case.local.running = None;
     assert!(case.steps().is_empty() && case.plan().problem.is_some());
     let mut case = Case::new("b");
     case.data.dbs.get_mut("m").unwrap().status.listen_address.clear();
@@ -485,4 +488,38 @@ fn resync_rewinds_where_it_can() {
     assert_eq!(attempt(&|c| c.local.data = Data::Missing), Attempt::BaseBackup);
     assert_eq!(attempt(&|c| c.db().use_pgrewind = false), Attempt::BaseBackup);
     assert_eq!(attempt(&|c| c.data.dbs.get_mut("m").unwrap().status.system_id = "8".into()), Attempt::BaseBackup);
+}
+
+#[test]
+fn a_primary_is_handed_over_to_its_successor() {
+    let mut case = Case::new("a");
+    case.db().role = Some(Role::Standby);
+    case.db().follow_config = Some(FollowConfig::internal("s".into()));
+    let successor = case.data.dbs.get_mut("s").unwrap();
+    successor.status.listen_address = "10.0.0.2".into();
+    successor.status.port = "5442".into();
+    assert_eq!(case.steps(), "stop, …");
+    case.local.running = None;
+    case.local.data = present(ControlState::Production, false);
+    assert!(case.plan().problem.is_some(), "one that crashed may have more than its successor");
+    case.local.data = present(ControlState::ShutDown, false);
+    let told = HandedOver { db: "m".into(), xlog_pos: 77 };
+    assert_eq!(case.plan().steps[0], Step::TellHandedOver(told));
+    // It starts without a source, and gets one when its successor is in service.
+    let mut case = case.settled();
+    (case.local.running, case.local.handed_over) = (RUNNING, true);
+    case.local.data = present(ControlState::ArchiveRecovery, true);
+    let conninfo = |case: &Case| {
+        let conf = case.local.conf.clone().unwrap();
+        conf::value(&conf, "primary_conninfo").unwrap().to_owned()
+    };
+    assert_eq!(conninfo(&case), "");
+    assert!(!case.plan().steps.iter().any(|step| matches!(step, Step::WriteFiles(_) | Step::TellHandedOver(_))));
+    case.data.cluster.status.master = "s".into();
+    let successor = case.data.dbs.get_mut("s").unwrap();
+    successor.spec.role = Some(Role::Master);
+    successor.status.current_generation = 3;
+    assert!(case.plan().steps.contains(&Step::TellHandedOver(HandedOver::default())));
+    let case = case.settled();
+    assert!(conninfo(&case).contains("10.0.0.2"));
 }

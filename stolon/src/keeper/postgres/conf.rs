@@ -43,8 +43,8 @@ pub const DEFAULTS: [(&str, &str); 3] = [
     ("recovery_init_sync_method", "syncfs"),
 ];
 
-/// How a standby finds its primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a standby finds its primary; by default it does not look for one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// `primary_conninfo`.
     pub primary_conninfo: String,

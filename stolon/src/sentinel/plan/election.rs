@@ -1,6 +1,6 @@
 //! Who may become master, and what changes when somebody does.
 
-use super::memory::Freshness;
+use super::memory::{Freshness, info_of};
 use super::sync::FAKE_STANDBY;
 use super::{Planner, Reason};
 use model::DbUid;
@@ -52,8 +52,15 @@ impl Planner<'_> {
         let wanted = db.spec.synchronous_standbys.as_deref().unwrap_or_default();
         let known = db.status.synchronous_standbys.as_deref().unwrap_or_default();
         let closed = self.data.proxy.spec.master_db_uid.is_empty();
-        let old_master = |uid: &DbUid| closed && self.db(uid).is_some_and(Db::is_master_type);
+        let old_master =
+            |uid: &DbUid| closed && self.db(uid).is_some_and(|db| db.is_master_type() || self.is_handed_over(db));
         wanted.iter().filter(|uid| known.contains(uid) || old_master(uid)).cloned().collect()
+    }
+
+    /// It was stopped as the master, and has followed nobody since.
+    fn is_handed_over(&self, db: &Db) -> bool {
+        let info = info_of(&self.data, self.observed, &db.spec.keeper_uid);
+        info.and_then(|info| info.handed_over.as_ref()).is_some_and(|done| done.db == db.uid)
     }
 
     /// Who may replace the master, and of the others why not.
@@ -98,6 +105,13 @@ impl Planner<'_> {
                 waiting.as_ref().map(|list| if fake(list) { vec![FAKE_STANDBY.to_owned()] } else { Vec::new() });
             db.spec.synchronous_standbys = waiting;
             // What was in sync with this db when it was master long ago says nothing about its next reign.
+            db.status.synchronous_standbys = None;
+        }
+        if let Some(db) = self.data.dbs.get_mut(old).filter(|db| !db.is_master_type()) {
+            // It was handed over: it is a standby like any other from now on.
+            db.spec.synchronous_replication = false;
+            db.spec.synchronous_standbys = None;
+            db.spec.external_synchronous_standbys = None;
             db.status.synchronous_standbys = None;
         }
         self.forget_switch();

@@ -166,7 +166,10 @@ impl Planner<'_> {
                     info.cluster_uid
                 ),
             )),
-            Some(Some(_)) => {}
+            Some(Some(info)) => {
+                let reported = info.problems.iter();
+                findings.extend(reported.map(|told| problem("reported", format!("{}: {}", told.code, told.text))));
+            }
         }
         let Some(keeper) = self.data.keepers.get(uid) else { return findings };
         if keeper.status.healthy {

@@ -103,7 +103,14 @@ impl Planner<'_> {
         };
         // Uids are sorted in the map.
         let followers: Vec<DbUid> = self.data.dbs.keys().filter(follows).cloned().collect();
-        if let Some(db) = self.data.dbs.get_mut(master) {
+        let wanted = wanted.clone();
+        // One that was handed over follows its successor from the beginning.
+        if wanted != *master
+            && let Some(db) = self.data.dbs.get_mut(master)
+        {
+            db.spec.followers.clear();
+        }
+        if let Some(db) = self.data.dbs.get_mut(&wanted) {
             db.spec.followers = followers;
         }
     }

@@ -71,7 +71,7 @@ impl Planner<'_> {
         let missing = self.unconfirmed();
         if !missing.is_empty() {
             self.say(Reason::WaitForProxies(list(&missing)));
-        } else if self.db(master).is_some_and(|db| db.converged() && db.status.healthy) {
+        } else if self.db(master).is_some_and(|db| db.converged() && db.status.healthy && db.is_master_type()) {
             self.open_proxies(master);
         } else {
             self.say(Reason::WaitForMaster(master.clone()));

@@ -104,6 +104,9 @@ pub enum Reason {
     /// The switch waits for the master's last position.
     #[error("switch: waiting for the last position of master db \"{0}\"")]
     SwitchMasterPosition(DbUid),
+    /// The switch waits for the master's keeper.
+    #[error("switch: waiting for master db \"{0}\" to be stopped")]
+    SwitchHandOver(DbUid),
     /// The switch waits for the candidate.
     #[error("switch: waiting for db \"{0}\" to receive everything up to {1}")]
     SwitchCatchUp(DbUid, u64),
@@ -184,6 +187,7 @@ impl Reason {
             Reason::ProxiesEnabled(_) => "proxies_enabled",
             Reason::SwitchBegins { .. } => "switch_begins",
             Reason::SwitchMasterPosition(_) => "switch_wait_for_position",
+            Reason::SwitchHandOver(_) => "switch_wait_for_stop",
             Reason::SwitchCatchUp(..) => "switch_wait_for_candidate",
             Reason::SwitchAbandoned { .. } => "switch_abandoned",
             Reason::RequestDone { .. } => "request_done",
@@ -211,6 +215,7 @@ impl Reason {
                 | Reason::WaitForMaster(_)
                 | Reason::ProxiesEnabled(_)
                 | Reason::SwitchMasterPosition(_)
+                | Reason::SwitchHandOver(_)
                 | Reason::SwitchCatchUp(..)
                 | Reason::SyncWait(..)
         )

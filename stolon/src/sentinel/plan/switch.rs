@@ -6,15 +6,20 @@
 //!    closed, so its position covers every commit that a client was told of.
 //! 3. The candidate reports that position, or a later one. Then it is appointed like in any election.
 //!
+//! If both keepers can, the master is handed over instead of 2: its role becomes standby, its keeper stops PostgreSQL
+//! cleanly, which sends everything to the standbys before it ends, and tells where its last record is. A candidate
+//! that has this record continues where the master ended, so that the old master follows it at once, without being
+//! rewound or copied.
+//!
 //! Whatever goes wrong, and when the leading sentinel dies in the middle: cluster data then says that the
-//! master stays and the proxies are closed, and every sentinel opens them again.
+//! master stays and the proxies are closed. Every sentinel gives it its role back, and opens them again.
 
 use super::memory::{info_of, state_of};
 use super::reason::list;
 use super::{Planner, Reason};
 use model::DbUid;
-use model::stolon::Db;
 use model::stolon::ext::Phase;
+use model::stolon::{ClusterRole, Db, FollowConfig, Role};
 use std::cmp::Reverse;
 use std::time::Duration;
 
@@ -24,6 +29,8 @@ const HYSTERESIS: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Clients are cut off for no longer than this while the candidate catches up.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(5);
+/// Clients are cut off for no longer than this while the master stops.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 /// A keeper looks at its instance once a second at least, so a report that is asked for so long after the proxies
 /// closed rests on a look that was made after it. A member of the synchronous set has every commit anyway.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1500);
@@ -63,6 +70,10 @@ struct Switch {
 #[derive(Clone, Debug, PartialEq)]
 enum Stage {
     Closing,
+    /// Waiting for the master's keeper to have stopped it.
+    HandOver {
+        since: Duration,
+    },
     /// Waiting for a report of the master with this generation.
     Position {
         generation: i64,
@@ -185,6 +196,7 @@ impl Planner<'_> {
         loop {
             let next = match switch.stage.clone() {
                 Stage::Closing => self.closing(&switch),
+                Stage::HandOver { since } => self.hand_over(&switch, since),
                 Stage::Position { generation, since } => self.position(&switch, generation, since),
                 Stage::CatchUp { target, since, asked } => self.catch_up(&switch, target, since, asked),
             };
@@ -207,6 +219,9 @@ impl Planner<'_> {
 
     fn closing(&mut self, switch: &Switch) -> Next {
         let missing = self.unconfirmed();
+        if missing.is_empty() && self.can_hand_over(&switch.from) && self.can_hand_over(&switch.to) {
+            return Next::Stage(Stage::HandOver { since: self.now.clock });
+        }
         if missing.is_empty() {
             let generation = self.before.dbs.get(&switch.from).map_or(0, |db| db.generation) + 1;
             return Next::Stage(Stage::Position { generation, since: self.now.clock });
@@ -216,6 +231,30 @@ impl Planner<'_> {
         }
         self.say(Reason::WaitForProxies(list(&missing)));
         Next::Wait(Stage::Closing)
+    }
+
+    fn can_hand_over(&self, uid: &DbUid) -> bool {
+        let info = self.db(uid).and_then(|db| info_of(&self.data, self.observed, &db.spec.keeper_uid));
+        // A standby cluster's master follows a server outside: there is nothing to hand over.
+        info.is_some_and(|info| info.handed_over.is_some()) && self.spec.role == ClusterRole::Master
+    }
+
+    fn hand_over(&mut self, switch: &Switch, since: Duration) -> Next {
+        let Some(db) = self.data.dbs.get_mut(&switch.from) else { return Next::GiveUp("the master is gone") };
+        db.spec.role = Some(Role::Standby);
+        db.spec.follow_config = Some(FollowConfig::internal(switch.to.clone()));
+        let keeper = db.spec.keeper_uid.clone();
+        let handed_over = info_of(&self.data, self.observed, &keeper).and_then(|info| info.handed_over.as_ref());
+        if let Some(done) = handed_over.filter(|done| done.db == switch.from) {
+            // The position is where the last record begins: the candidate must have more than that.
+            let target = done.xlog_pos.saturating_add(1);
+            return Next::Stage(Stage::CatchUp { target, since, asked: None });
+        }
+        if self.passed(since, HAND_OVER_LIMIT) {
+            return Next::GiveUp("the master did not stop in time");
+        }
+        self.say(Reason::SwitchHandOver(switch.from.clone()));
+        Next::Wait(Stage::HandOver { since })
     }
 
     fn position(&mut self, switch: &Switch, generation: i64, since: Duration) -> Next {
@@ -282,7 +321,7 @@ impl Planner<'_> {
         }
         self.memory.switch = SwitchMemory { failures, ..Default::default() };
         self.say(Reason::SwitchAbandoned { to: switch.to.clone(), why });
-        if self.db(&switch.from).is_some_and(|db: &Db| db.status.healthy) {
+        if self.db(&switch.from).is_some_and(|db: &Db| db.status.healthy && db.is_master_type()) {
             self.open_proxies(&switch.from);
         }
         Switching::None

@@ -4,6 +4,7 @@ use super::world::World;
 use crate::sentinel::plan::Memory;
 use model::DbUid;
 use model::stolon::Role;
+use model::stolon::ext::Action;
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -68,6 +69,14 @@ impl Cluster {
             waits.into_iter().filter_map(|uid| Some((uid.clone(), self.standby_of(&db.uid, &uid)?))).collect();
         for (_, standby) in &streaming {
             self.receive(standby, position);
+        }
+        let handed_over = self.world.info(keeper).handed_over.as_mut().filter(|done| done.db == db.uid);
+        if let Some(done) = handed_over {
+            done.xlog_pos = position.saturating_sub(1);
+            // Stopping cleanly it has sent everything to those that were connected.
+            let connected = self.instances.iter().filter(|(k, i)| i.follows == db.uid && self.alive(k));
+            let connected: Vec<String> = connected.map(|(keeper, _)| keeper.clone()).collect();
+            connected.iter().for_each(|standby| self.receive(standby, position));
         }
         let state = self.world.info(keeper).postgres_state.as_mut().unwrap();
         state.xlog_pos = position;
@@ -137,6 +146,8 @@ enum Event {
     Priority(u8, i8),
     Parameters(u16),
     Synchronous(bool),
+    Ask(u8),
+    Withdraw,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -151,6 +162,8 @@ fn event() -> impl Strategy<Value = Event> {
         10 => Just(Plan),
         3 => (1..4000_u16).prop_map(Pass),
         1 => Just(NewLeader),
+        2 => keeper.clone().prop_map(Ask),
+        1 => Just(Withdraw),
         1 => (keeper, -2..3_i8).prop_map(|(k, p)| Priority(k, p)),
         1 => (5..50_u16).prop_map(Parameters),
         1 => any::<bool>().prop_map(Synchronous),
@@ -171,6 +184,8 @@ impl Cluster {
             Event::Pass(millis) => self.world.clock += Duration::from_millis(millis.into()),
             Event::NewLeader => self.world.memory = Memory::default(),
             Event::Priority(k, priority) => self.world.set_priority(&name(k), priority.into()),
+            Event::Ask(k) => self.world.ask(Action::Switchover(name(k).as_str().into())),
+            Event::Withdraw => self.world.observed.operation = None,
             Event::Parameters(number) => self.world.set_spec(|spec| spec.max_standbys = Some(number)),
             Event::Synchronous(on) => self.world.set_spec(|spec| spec.synchronous_replication = Some(on)),
         }
@@ -181,7 +196,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 2, ..Default::default() })]
 
     #[test]
-    fn commits_survive(min in 0..3_u16, extra in 0..2_u16, events in prop::collection::vec(event(), 1..250)) {
+    fn commits_survive(modern: bool, min in 0..3_u16, extra in 0..2_u16, events in prop::collection::vec(event(), 1..250)) {
         let spec = json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","synchronousReplication":true,
             "minSynchronousStandbys":min,"maxSynchronousStandbys":(min + extra).max(1)});
         let mut cluster = Cluster {
@@ -194,6 +209,9 @@ proptest! {
             (1..=3).for_each(|k| cluster.happen(Event::Work(k)));
             cluster.plan();
             cluster.proxies();
+        }
+        if modern {
+            cluster.world.modern();
         }
         for event in events {
             cluster.happen(event);

@@ -2,6 +2,7 @@
 
 use super::world::World;
 use crate::sentinel::plan::{Memory, Reason};
+use model::stolon::Role;
 use model::stolon::ext::{Action, Phase};
 use serde_json::json;
 use std::time::Duration;
@@ -32,14 +33,21 @@ fn steps(world: &mut World, number: usize) {
 
 #[test]
 fn every_keeper_can_be_asked_for() {
-    for spec in [asynchronous(), synchronous()] {
+    for (spec, modern) in
+        [(asynchronous(), false), (synchronous(), false), (asynchronous(), true), (synchronous(), true)]
+    {
         for keeper in ["k2", "k3"] {
             let mut world = asked(spec.clone(), keeper);
+            let old = world.uid("k1");
+            if modern {
+                world.modern();
+            }
             steps(&mut world, 60);
             assert_eq!(world.proxied(), Some(keeper), "{:?}", world.reasons);
             assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Done));
             assert!(world.said(|r| matches!(r, Reason::RequestDone { .. })));
             assert_eq!(world.observed.preference, None, "nobody outranks it");
+            assert_eq!(world.uid("k1") == old, modern, "what was handed over goes on as a standby");
             // It is done once.
             world.observed.operation.as_mut().unwrap().requested_by = "the same".into();
             steps(&mut world, 60);
@@ -189,4 +197,81 @@ fn requests_of_another_cluster_or_time_are_not_obeyed() {
     world.observed.operation.as_mut().unwrap().action = None;
     world.plan();
     assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed));
+}
+
+/// A switchover in which the master was asked to stop.
+fn handing_over(spec: serde_json::Value) -> World {
+    let mut world = asked(spec, "k2");
+    world.modern();
+    world.plan();
+    world.proxies_work();
+    world.plan();
+    let db = world.db("k1");
+    assert_eq!((db.spec.role, world.master()), (Some(Role::Standby), "k1"));
+    assert_eq!(db.spec.follow_config.as_ref().map(|follow| &follow.db_uid), Some(&world.uid("k2")));
+    world
+}
+
+#[test]
+fn the_successor_needs_the_last_record() {
+    for spec in [asynchronous(), synchronous()] {
+        let mut world = handing_over(spec);
+        world.set_position("k1", 6000);
+        world.set_position("k2", 5999);
+        world.keeper_works("k1");
+        world.plan();
+        assert_eq!(world.master(), "k1");
+        world.set_position("k2", 6000);
+        world.plan();
+        assert_eq!(world.master(), "k2");
+        assert_eq!(world.db("k2").spec.followers, [world.uid("k1")], "its slot is there when it comes");
+        steps(&mut world, 30);
+        assert_eq!(world.proxied(), Some("k2"), "{:?}", world.reasons);
+    }
+}
+
+#[test]
+fn a_hand_over_that_fails_is_taken_back() {
+    for spec in [asynchronous(), synchronous()] {
+        // The master does not stop; the candidate does not get the last record; the request is withdrawn; the leader dies.
+        for case in 0..4 {
+            let mut world = handing_over(spec.clone());
+            let old = world.uid("k1");
+            if case == 1 {
+                world.set_position("k1", 6000);
+                world.keeper_works("k1");
+                world.plan();
+            }
+            if case == 2 {
+                world.observed.operation = None;
+            }
+            if case == 3 {
+                world.observed.operation = None;
+                world.memory = Memory::default();
+            }
+            for _ in 0..120 {
+                world.clock += Duration::from_millis(100);
+                world.plan();
+                if world.db("k1").spec.role == Some(Role::Master) {
+                    break;
+                }
+                assert_eq!(world.proxied(), None, "not before it is master again");
+            }
+            assert_eq!(world.db("k1").spec.role, Some(Role::Master), "case {case}");
+            assert_eq!(world.proxied(), None, "not before it has applied that");
+            steps(&mut world, 20);
+            assert_eq!((world.proxied(), world.uid("k1")), (Some("k1"), old), "case {case}: {:?}", world.reasons);
+        }
+    }
+}
+
+#[test]
+fn what_was_handed_over_can_become_master_again_when_the_successor_dies() {
+    let mut world = handing_over(synchronous());
+    world.keeper_works("k1");
+    world.plan();
+    assert_eq!(world.master(), "k2");
+    world.kill("k2");
+    steps(&mut world, 40);
+    assert_ne!(world.proxied(), None, "{:?}", world.reasons);
 }

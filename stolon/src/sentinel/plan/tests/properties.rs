@@ -4,6 +4,7 @@ use super::world::World;
 use crate::sentinel::plan::{Memory, Planned, Reason, plan};
 use model::DbUid;
 use model::stolon::ClusterPhase;
+use model::stolon::ext::Action;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -77,7 +78,9 @@ fn check_election(world: &World, planned: &Planned) {
     assert!(before.keepers[keeper].status.can_be_master != Some(false));
     if master.spec.synchronous_replication {
         let holds = |list: &Option<Vec<DbUid>>| list.iter().flatten().any(|uid| uid == new);
-        let former = before.dbs[new].is_master_type() && before.proxy.spec.master_db_uid.is_empty();
+        let info = world.observed.keepers[keeper].as_ref();
+        let handed_over = info.and_then(|info| info.handed_over.as_ref()).is_some_and(|done| done.db == *new);
+        let former = (before.dbs[new].is_master_type() || handed_over) && before.proxy.spec.master_db_uid.is_empty();
         assert!(holds(&master.spec.synchronous_standbys));
         assert!(holds(&master.status.synchronous_standbys) || former);
     }
@@ -100,6 +103,8 @@ enum Event {
     ForceFail(u8),
     Parameters(u16),
     Synchronous(bool),
+    Ask(u8),
+    Withdraw,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -118,7 +123,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(NewLeader),
         5 => (1..4000_u16).prop_map(Pass),
         1 => (keeper.clone(), -2..3_i8).prop_map(|(k, p)| Priority(k, p)),
-        1 => keeper.prop_map(ForceFail),
+        1 => keeper.clone().prop_map(ForceFail),
+        2 => keeper.prop_map(Ask),
+        1 => Just(Withdraw),
         1 => (5..50_u16).prop_map(Parameters),
         1 => any::<bool>().prop_map(Synchronous),
     ]
@@ -168,6 +175,8 @@ fn happen(world: &mut World, event: Event) {
                 keeper.status.force_fail = true;
             }
         }
+        Event::Ask(k) => world.ask(Action::Switchover(name(k).as_str().into())),
+        Event::Withdraw => world.observed.operation = None,
         Event::Parameters(number) => world.set_spec(|spec| spec.max_standbys = Some(number)),
         Event::Synchronous(on) => world.set_spec(|spec| spec.synchronous_replication = Some(on)),
     }
@@ -181,6 +190,9 @@ proptest! {
         let spec = json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","usePgrewind":true,
             "synchronousReplication":sync,"minSynchronousStandbys":min});
         let mut world = World::running(spec, 3);
+        if events.len() % 2 == 0 {
+            world.modern();
+        }
         for event in events {
             happen(&mut world, event);
         }

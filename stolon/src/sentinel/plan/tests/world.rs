@@ -3,7 +3,9 @@
 use crate::sentinel::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan};
 use chrono::{TimeZone, Utc};
 use model::stolon::ext::{Action, Operation, Phase};
-use model::stolon::{ClusterData, Db, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory};
+use model::stolon::{
+    ClusterData, Db, HandedOver, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory,
+};
 use model::{DbUid, GoDuration, KeeperUid, ProxyUid};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +22,7 @@ pub(super) struct World {
     /// Instances by keeper: role and position survive what the sentinel believes.
     pub(super) timelines: BTreeMap<KeeperUid, (bool, u64, Vec<TimelineHistory>)>,
     counter: u64,
+    modern: bool,
 }
 
 impl World {
@@ -36,6 +39,7 @@ impl World {
             writes: 0,
             timelines: BTreeMap::new(),
             counter: 0,
+            modern: false,
         };
         for number in 1..=keepers {
             world.start_keeper(&format!("k{number}"));
@@ -64,10 +68,19 @@ impl World {
             cluster_uid: "c1".into(),
             boot_uuid: format!("boot{}", self.counter),
             lease_seconds: Some(5),
+            handed_over: self.modern.then(HandedOver::default),
             ..Default::default()
         };
         self.observed.keepers.insert(uid.into(), Some(info));
         self.timelines.entry(uid.into()).or_insert((false, 1, Vec::new()));
+    }
+
+    /// All keepers can hand their primary over.
+    pub(super) fn modern(&mut self) {
+        self.modern = true;
+        for info in self.observed.keepers.values_mut().flatten() {
+            info.handed_over = Some(HandedOver::default());
+        }
     }
 
     pub(super) fn kill(&mut self, uid: &str) {
@@ -142,6 +155,7 @@ impl World {
         let master = self.data.dbs.get(&self.data.cluster.status.master).map(|db| db.spec.keeper_uid.clone());
         let followed = master.and_then(|keeper| self.timelines.get(&keeper).cloned());
         let position = self.position(&db, uid);
+        let was_primary = self.timelines[uid].0;
         let (primary, timeline, history) = self.timelines.get_mut(uid).unwrap();
         match db.spec.role {
             Some(Role::Master) if !*primary => {
@@ -159,6 +173,16 @@ impl World {
                 }
             }
             _ => {}
+        }
+        let is_own = db.uid == self.data.cluster.status.master;
+        let (primary, ..) = self.timelines[uid];
+        let waits = is_own || !self.data.dbs.get(&self.data.cluster.status.master).is_some_and(Db::converged);
+        if let Some(info) = self.observed.keepers.get_mut(uid).and_then(Option::as_mut).filter(|_| self.modern) {
+            if was_primary && !primary {
+                info.handed_over = Some(HandedOver { db: db.uid.clone(), xlog_pos: position.saturating_sub(1) });
+            } else if primary || !waits {
+                info.handed_over = Some(HandedOver::default());
+            }
         }
         let in_sync = db.spec.synchronous_standbys.clone().unwrap_or_default();
         let alive = |uid: &DbUid| {
