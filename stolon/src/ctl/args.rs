@@ -1,7 +1,8 @@
 //! stolonctl's command line.
 
 use super::commands::{
-    clusterdata, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update, why,
+    clusterdata, elect, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update,
+    why,
 };
 use crate::cli::CommonArgs;
 use clap::{Parser, Subcommand};
@@ -41,6 +42,8 @@ pub enum Command {
     Setkeeperpriority(setkeeperpriority::Args),
     /// Move the master to a chosen keeper without losing a commit
     Switchover(switchover::Args),
+    /// Make a keeper master that may lack acknowledged commits, when nobody else can be
+    Elect(elect::Args),
     /// Turn a standby cluster into a primary one
     Promote(promote::Args),
     /// Read or write the whole cluster data

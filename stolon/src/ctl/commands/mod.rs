@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod clusterdata;
+pub mod elect;
 pub mod failkeeper;
 pub mod init;
 pub mod promote;
@@ -47,6 +48,7 @@ pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
                     setkeeperpriority::run(&store, &keys, &args.uid, args.priority).await?;
                 }
                 Command::Switchover(args) => switchover::command(&store, &keys, &args).await?,
+                Command::Elect(args) => elect::command(&store, &keys, &args).await?,
                 Command::Promote(args) => promote::command(&store, &keys, &args).await?,
                 Command::Clusterdata(command) => clusterdata::command(&store, &keys, &command).await?,
                 Command::Version | Command::Register { .. } | Command::Status(_) | Command::Why(_) => {}

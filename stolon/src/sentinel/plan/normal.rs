@@ -16,9 +16,14 @@ impl Planner<'_> {
             Some(why) => {
                 self.say(Reason::MasterFailed(master.clone(), why));
                 self.forget_switch();
-                self.elect(&master).map_or(Switching::None, Switching::Appoint)
+                let new = self.elect(&master);
+                let new = new.or_else(|| self.elect_by_force(&master));
+                new.map_or(Switching::None, Switching::Appoint)
             }
-            None => self.switch_cleanly(&master),
+            None => {
+                self.refuse_force(&master);
+                self.switch_cleanly(&master)
+            }
         };
         match switching {
             Switching::Appoint(new) => self.appoint(&master, &new),
@@ -28,7 +33,7 @@ impl Planner<'_> {
                 self.keep_master(&master);
             }
         }
-        self.finish_switchover();
+        self.finish_request();
         self.list_followers(&master);
     }
 

@@ -6,6 +6,7 @@
 //! or an operator releases it.
 
 use super::{Planner, Reason};
+use model::stolon::Db;
 use model::stolon::ext::{Action, Operation, OperationStep, Phase, Preference, Progress};
 use model::{DbUid, KeeperUid};
 
@@ -155,9 +156,10 @@ impl Planner<'_> {
         }
     }
 
-    /// Ends a switchover whose keeper is master and in service.
-    pub(super) fn finish_switchover(&mut self) {
-        let Some(keeper) = self.switchover_to().cloned() else { return };
+    /// Ends a request whose keeper is master and in service.
+    pub(super) fn finish_request(&mut self) {
+        let Some(action) = self.request.as_ref().and_then(|request| request.action.clone()) else { return };
+        let (Action::Switchover(keeper) | Action::Elect(keeper)) = action;
         let master = &self.data.cluster.status.master;
         if self.db(master).is_none_or(|db| db.spec.keeper_uid != keeper) {
             return;
@@ -167,5 +169,54 @@ impl Planner<'_> {
         } else {
             self.note_step("waiting for the new master to be promoted");
         }
+    }
+
+    /// The keeper whose db is to be elected, whatever it lacks.
+    fn elect_wanted(&self) -> Option<KeeperUid> {
+        match self.request.as_ref()?.action.as_ref()? {
+            Action::Elect(keeper) => Some(keeper.clone()),
+            Action::Switchover(_) => None,
+        }
+    }
+
+    /// A healthy master is not replaced by force.
+    pub(super) fn refuse_force(&mut self, master: &DbUid) {
+        let Some(keeper) = self.elect_wanted() else { return };
+        if self.db(master).is_some_and(|db| db.spec.keeper_uid != keeper) {
+            self.end_request(Phase::Failed, "the master is healthy, no data need be lost: use `stolonctl switchover`");
+        }
+    }
+
+    /// Nobody may become master without losing commits, and an operator named one who shall. It must at least be a
+    /// running copy of this cluster's data.
+    pub(super) fn elect_by_force(&mut self, master: &DbUid) -> Option<DbUid> {
+        let keeper = self.elect_wanted()?;
+        let refusal = match self.data.db_of_keeper(&keeper) {
+            _ if !self.data.keepers.contains_key(&keeper) => Some(format!("there is no keeper \"{keeper}\"")),
+            None => Some(format!("keeper \"{keeper}\" has no db")),
+            Some(db) if db.uid == *master => Some("it is the master that failed; start its keeper".to_owned()),
+            Some(db) if !self.reporting(db) => {
+                Some(format!("keeper \"{keeper}\" does not report a healthy PostgreSQL; start it first"))
+            }
+            Some(db) if db.status.current_generation == 0 => Some("its db is still being made".to_owned()),
+            Some(db) if self.is_foreign(db, master) => Some("its data is of another system".to_owned()),
+            Some(_) => None,
+        };
+        if let Some(why) = refusal {
+            self.end_request(Phase::Failed, &why);
+            return None;
+        }
+        let db = self.data.db_of_keeper(&keeper)?;
+        let (new, position) = (db.uid.clone(), db.status.xlog_pos);
+        let lost = self.db(master).map_or(0, |old| old.status.xlog_pos.saturating_sub(position));
+        let by = self.request.as_ref().map(|request| request.requested_by.clone()).unwrap_or_default();
+        self.say(Reason::ForcedElection { to: new.clone(), keeper, by, lost });
+        self.note_step("elected; commits that only others had are lost");
+        Some(new)
+    }
+
+    fn is_foreign(&self, db: &Db, master: &DbUid) -> bool {
+        let old = self.db(master).map(|db| db.status.system_id.as_str()).unwrap_or_default();
+        !old.is_empty() && !db.status.system_id.is_empty() && old != db.status.system_id
     }
 }

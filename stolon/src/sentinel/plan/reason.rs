@@ -118,6 +118,21 @@ pub enum Reason {
         /// What went wrong.
         why: String,
     },
+    /// An operator has a db elected that may lack acknowledged commits.
+    #[error(
+        "db \"{to}\" of keeper \"{keeper}\" is elected although it may lack acknowledged commits, as {by} wishes; the \
+         master's last reported position was {lost} bytes ahead"
+    )]
+    ForcedElection {
+        /// The new master.
+        to: DbUid,
+        /// Its keeper.
+        keeper: KeeperUid,
+        /// Who asked.
+        by: String,
+        /// Bytes between the last reported positions.
+        lost: u64,
+    },
     /// What an operator asked for is done.
     #[error("{what}, asked for by {by}: done")]
     RequestDone {
@@ -190,6 +205,7 @@ impl Reason {
             Reason::SwitchHandOver(_) => "switch_wait_for_stop",
             Reason::SwitchCatchUp(..) => "switch_wait_for_candidate",
             Reason::SwitchAbandoned { .. } => "switch_abandoned",
+            Reason::ForcedElection { .. } => "forced_election",
             Reason::RequestDone { .. } => "request_done",
             Reason::RequestFailed { .. } => "request_failed",
             Reason::FavouriteFailed(_) => "favourite_failed",

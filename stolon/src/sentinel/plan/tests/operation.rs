@@ -199,6 +199,31 @@ fn requests_of_another_cluster_or_time_are_not_obeyed() {
     assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed));
 }
 
+#[test]
+fn somebody_is_elected_by_force_only_when_nobody_else_can_be() {
+    let mut world = World::running(synchronous(), 3);
+    let member = world.db("k1").spec.synchronous_standbys.clone().unwrap()[0].clone();
+    let member = world.data.dbs[&member].spec.keeper_uid.clone();
+    let other = if member == *"k2" { "k3" } else { "k2" };
+    world.ask(Action::Elect(other.into()));
+    world.plan();
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed), "the master is healthy");
+    world.kill(member.as_str());
+    world.kill("k1");
+    steps(&mut world, 20);
+    assert_eq!(world.proxied().or(Some("k1")), Some("k1"));
+    assert!(world.said(|r| matches!(r, Reason::NoCandidate(..))));
+    world.ask(Action::Elect("k1".into()));
+    world.plan();
+    assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Failed), "it is dead");
+    world.ask(Action::Elect(other.into()));
+    world.data.check().unwrap();
+    let planned = crate::sentinel::plan::plan(world.moment(), &world.data, &world.observed, &world.memory);
+    assert_eq!(planned.data.dbs[&planned.data.cluster.status.master].spec.keeper_uid, *other);
+    assert!(planned.data.proxy.spec.master_db_uid.is_empty(), "the fence holds");
+    assert!(planned.reasons.iter().any(|r| matches!(r, Reason::ForcedElection { .. })));
+}
+
 /// A switchover in which the master was asked to stop.
 fn handing_over(spec: serde_json::Value) -> World {
     let mut world = asked(spec, "k2");
