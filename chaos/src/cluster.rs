@@ -46,7 +46,8 @@ pub struct Shape {
     pub sync: (u16, u16),
     /// pg_rewind is used.
     pub rewind: bool,
-    /// Size of each keeper's file system in MiB.
+    /// Size of each keeper's file system in MiB. A keeper has up to four copies of the data: its own, one that is being
+    /// made, and two in trash.
     pub disk: u32,
     /// The real-time clock of each node can be moved.
     pub clocks: bool,
@@ -181,10 +182,17 @@ impl Cluster {
     }
 
     async fn make_table(&self) -> anyhow::Result<()> {
-        let client = self.admin(&self.proxies()[0]).await?;
         let sql = "create role app login; create table journal(client int not null, seq bigint not null);
                    grant insert, select on journal to app";
-        client.batch_execute(sql).await.context("make the table")
+        // A machine that is busy starting seven clusters may need more than one attempt to connect.
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match self.admin(&self.proxies()[0]).await {
+                Ok(client) => return client.batch_execute(sql).await.context("make the table"),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
     }
 
     /// etcd's client URLs.

@@ -79,7 +79,7 @@ fn shape(request: &Request) -> anyhow::Result<Shape> {
         front: NODES,
         sync: request.sync,
         rewind: request.rewind,
-        disk: 768,
+        disk: 1600,
         clocks: true,
     })
 }
