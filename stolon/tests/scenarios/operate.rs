@@ -64,6 +64,37 @@ async fn a_switchover_that_is_impossible_says_why() {
 }
 
 #[tokio::test]
+async fn a_named_keeper_is_elected_when_data_loss_is_accepted() {
+    let lab = lab().keepers(3).synchronous(1, 1).up().await;
+    let old = lab.master().await;
+    let data = lab.ready().await;
+    let members = lab.confirmed(&data);
+    let other = lab.standbys().await.into_iter().find(|keeper| !members.contains(keeper)).unwrap();
+    let uid = &lab.keeper(other).uid;
+    let refused = lab.try_ctl(&["elect", "-y", "--accept-data-loss", uid]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the master is healthy"), "{refused:?}");
+    assert_eq!(lab.try_ctl(&["elect", "-y", uid]).await.status.code(), Some(2), "loss must be accepted in words");
+    for keeper in members.iter().copied().chain([old]) {
+        lab.keeper(keeper).kill();
+    }
+    lab.wait("the master is given up", |data| !data.keepers[lab.keeper(old).uid.as_str()].status.healthy).await;
+    let why = lab.ctl(&["why", "failover"]).await;
+    assert!(why.contains("not known to hold every acknowledged commit (not_synchronous)"), "{why}");
+    assert_eq!(lab.master().await, old, "nobody is elected by itself");
+    let said = lab.ctl(&["elect", "-y", "--accept-data-loss", uid]).await;
+    assert!(said.contains("is master and in service"), "{said}");
+    assert!(lab.ctl(&["why", "master"]).await.contains("forced_election"));
+    // The old master joins the new history.
+    for keeper in lab.keepers().iter().filter(|keeper| keeper.uid != *uid) {
+        keeper.start();
+    }
+    let data = lab.ready().await;
+    assert_eq!(lab.published_in(&data), Some(other));
+    assert_eq!(lab.keeper(old).pg.one("SELECT pg_is_in_recovery()").await, "t");
+    lab.writer().await.progress(5).await;
+}
+
+#[tokio::test]
 #[ignore = "a measurement"]
 async fn how_long_writes_wait() {
     for keepers in [2, 3] {
