@@ -19,7 +19,7 @@ EXTENSION_TARGET ?= $(TARGET)/extension
 
 PROGRAMS := ladle bowl monitor shardmanctl stolon-keeper stolon-sentinel stolon-proxy stolonctl
 
-.PHONY: help setup build test check check-extension audit bench chaos demo demo-stop clean
+.PHONY: help setup build test check check-extension audit bench bench-proxy chaos demo demo-stop clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -52,8 +52,13 @@ check-extension: check-pg-config
 audit: ## licences, sources, duplicates and known vulnerabilities of dependencies
 	scripts/audit "$(CACHE)"
 
-bench: build ## measure start, failover and bulk load, against limits and plain PostgreSQL
+bench: build bench-proxy ## measure start, failover, bulk load and the proxy, against limits, plain PostgreSQL and HAProxy
 	cargo run --release --locked -p e2e --bin bench
+
+bench-proxy: setup ## measure what stolon-proxy costs, beside HAProxy (ROUNDS=7 SECONDS_EACH=2)
+	@scripts/setup haproxy || echo "HAProxy could not be installed; measuring without it" >&2
+	cargo build --release --locked -p stolon --bin stolon-proxy -p e2e --bin proxy-bench
+	$(TARGET)/release/proxy-bench $(ROUNDS) $(SECONDS_EACH)
 
 CHAOS_MINUTES ?= 15
 CHAOS_FAILURES ?= 200

@@ -2,7 +2,6 @@
 
 use crate::cli::CommonArgs;
 use clap::{ArgAction, Parser};
-use std::time::Duration;
 
 /// Forwards connections to the master of a stolon cluster
 #[derive(Clone, Debug, Parser)]
@@ -40,28 +39,16 @@ pub struct ProxyArgs {
     /// Seconds between keep-alive probes; 0 = the system's default
     #[arg(long, value_name = "SECONDS", default_value = "0")]
     pub tcp_keepalive_interval: u32,
+    /// Seconds after which a connection is dead whose other side takes no bytes; 0 = never. A client that stops
+    /// reading for so long (a pager) is cut off too
+    #[arg(long, value_name = "SECONDS", default_value = "0")]
+    pub tcp_user_timeout: u32,
 }
 
 impl ProxyArgs {
     /// The address that clients are told.
     pub fn advertised(&self) -> &str {
         if self.advertise_address.is_empty() { &self.listen_address } else { &self.advertise_address }
-    }
-
-    /// Keep-alive for the sockets of both sides: a dead client or master must not leave connections behind.
-    pub fn keepalive(&self) -> socket2::TcpKeepalive {
-        let seconds = |number: u32| Duration::from_secs(number.into());
-        let mut keepalive = socket2::TcpKeepalive::new();
-        if self.tcp_keepalive_idle > 0 {
-            keepalive = keepalive.with_time(seconds(self.tcp_keepalive_idle));
-        }
-        if self.tcp_keepalive_interval > 0 {
-            keepalive = keepalive.with_interval(seconds(self.tcp_keepalive_interval));
-        }
-        if self.tcp_keepalive_count > 0 {
-            keepalive = keepalive.with_retries(self.tcp_keepalive_count);
-        }
-        keepalive
     }
 }
 

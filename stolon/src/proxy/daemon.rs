@@ -1,10 +1,13 @@
 //! The loop: observe, decide, act.
 
 use super::args::ProxyArgs;
-use super::forward::{self, Gate};
+use super::counters::Counters;
+use super::forward::{self, Route};
+use super::gate::Gate;
 use super::lease::HeldLease;
 use super::plan::{self, Destination, Document, Facts, Master, Order, Published, RETRY, Reason, Step, Timing};
 use super::publish::{Outcome, Publisher};
+use super::sockets::{self, SocketOptions, Upstream};
 use crate::access;
 use common::runtime::Termination;
 use futures::future::BoxFuture;
@@ -35,6 +38,7 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(2);
 pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let keys = args.common.keys()?;
     let mut termination = Termination::listen()?;
+    sockets::raise_descriptor_limit();
     let store = args.common.open_store().await?;
     let mut proxy = Proxy::new(args, store, keys);
     info!(uid = proxy.uid.as_str(), "the proxy starts");
@@ -75,7 +79,9 @@ struct Proxy {
     retry_at: Option<Instant>,
     forwarding: Option<Destination>,
     gate: Arc<Gate>,
-    connections: JoinSet<()>,
+    options: Arc<SocketOptions>,
+    counters: Arc<Counters>,
+    connections: JoinSet<io::Result<()>>,
     told: Option<Reason>,
     trouble: Option<String>,
 }
@@ -94,6 +100,8 @@ impl Proxy {
     fn new(args: ProxyArgs, store: SharedStore, keys: Keys) -> Self {
         let follower = Follower::start(store.clone(), vec![Target::Key(keys.clusterdata())]);
         Proxy {
+            options: Arc::new(SocketOptions::new(&args)),
+            counters: Arc::default(),
             args,
             store,
             keys,
@@ -257,7 +265,7 @@ impl Proxy {
 
     async fn listen(&mut self) {
         let (host, port) = (&self.args.listen_address, self.args.port);
-        match forward::listen(host, port).await {
+        match sockets::listen(host, port).await {
             Ok(listener) => {
                 info!(host, port, "listening");
                 self.listener = Some(listener);
@@ -320,8 +328,13 @@ impl Proxy {
             Ok(client) => {
                 // Not forwarding, or woken up too late: the client is dropped, which closes its connection.
                 if let Some(destination) = self.forwarding.as_ref().filter(|_| self.gate.is_open()) {
-                    let (master, gate) = (destination.addresses.clone(), self.gate.clone());
-                    self.connections.spawn(forward::serve(client, master, self.args.keepalive(), gate));
+                    let route = Route {
+                        upstream: Upstream::Addresses(destination.addresses.clone()),
+                        gate: self.gate.clone(),
+                        options: self.options.clone(),
+                        counters: self.counters.clone(),
+                    };
+                    self.connections.spawn(forward::serve(client, Arc::new(route)));
                 }
             }
             Err(error) => {

@@ -17,11 +17,14 @@
 //! * F6: the announced timeout is never below the one in force.
 
 pub mod args;
+pub mod counters;
 pub mod daemon;
 pub mod forward;
+pub mod gate;
 pub mod lease;
 pub mod plan;
 pub mod publish;
+pub mod sockets;
 
 pub use args::ProxyArgs;
 pub use daemon::run;
