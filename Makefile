@@ -55,7 +55,7 @@ audit: ## licences, sources, duplicates and known vulnerabilities of dependencie
 bench: build bench-proxy ## measure start, failover, bulk load and the proxy, against limits, plain PostgreSQL and HAProxy
 	cargo run --release --locked -p e2e --bin bench
 
-bench-proxy: setup ## measure what stolon-proxy costs, beside HAProxy (ROUNDS=7 SECONDS_EACH=2)
+bench-proxy: setup ## measure what stolon-proxy costs, beside HAProxy (ROUNDS=7 SECONDS_EACH=2 to change how long)
 	@scripts/setup haproxy || echo "HAProxy could not be installed; measuring without it" >&2
 	cargo build --release --locked -p stolon --bin stolon-proxy -p e2e --bin proxy-bench
 	$(TARGET)/release/proxy-bench $(ROUNDS) $(SECONDS_EACH)

@@ -1,33 +1,33 @@
 //! The loop: observe, decide, act.
 
+mod clients;
+mod telling;
+
 use super::args::ProxyArgs;
-use super::counters::Counters;
-use super::forward::{self, Route};
+use super::door::{Door, OnTheWay, Refused, Wants};
+use super::forward::Route;
 use super::gate::Gate;
 use super::lease::HeldLease;
 use super::plan::{self, Destination, Document, Facts, Master, Order, Published, RETRY, Reason, Step, Timing};
 use super::publish::{Outcome, Publisher};
-use super::sockets::{self, SocketOptions, Upstream};
+use super::replica_port::{self, ReplicaPort};
+use super::resolve::Resolver;
+use super::sockets::{self, SocketOptions};
+use super::status::Status;
 use crate::access;
 use common::runtime::Termination;
 use futures::future::BoxFuture;
 use model::ProxyUid;
 use model::stolon::keys::Keys;
-use pg::endpoints::Endpoint;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{Entry, Follower, LeaseId, SharedStore, Target, View};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-/// When the system has no descriptors left, trying at once again would only burn the processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A resolver that is silent this long is taken as one that doesn't know.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A clean stop must not hang on a store that is out of reach; the lease then expires by itself.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -40,7 +40,9 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let mut termination = Termination::listen()?;
     sockets::raise_descriptor_limit();
     let store = args.common.open_store().await?;
-    let mut proxy = Proxy::new(args, store, keys);
+    // What it holds is also for those who watch over this proxy.
+    let status = Arc::new(Status::default());
+    let mut proxy = Proxy::new(args, store, keys, status);
     info!(uid = proxy.uid.as_str(), "the proxy starts");
     // Cancel-safe where it matters: what is dropped half-way here is closed right below.
     tokio::select! {
@@ -51,8 +53,6 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
     proxy.stop().await;
     Ok(())
 }
-
-type Resolving = BoxFuture<'static, (Endpoint, io::Result<Vec<SocketAddr>>)>;
 
 struct Proxy {
     args: ProxyArgs,
@@ -69,20 +69,24 @@ struct Proxy {
     lease: Option<HeldLease>,
     next_lease: Option<HeldLease>,
     next_tried: Option<LeaseId>,
-    listener: Option<TcpListener>,
-    accept_after: Option<Instant>,
-    resolved: Option<Destination>,
-    resolving: Option<Resolving>,
-    resolve_after: Option<Instant>,
+    door: Door,
+    replicas: Option<ReplicaPort>,
+    resolver: Resolver,
     publishing: Option<BoxFuture<'static, Outcome>>,
+    /// What entitles to forward to the master. A cut takes it away.
     published: Option<Published>,
+    /// The last record that was written, whatever happened since.
+    record: Option<Published>,
     retry_at: Option<Instant>,
     forwarding: Option<Destination>,
     gate: Arc<Gate>,
+    route: Option<Arc<Route>>,
     options: Arc<SocketOptions>,
-    counters: Arc<Counters>,
-    connections: JoinSet<io::Result<()>>,
+    connections: JoinSet<Result<(), Refused>>,
+    on_the_way: OnTheWay,
+    status: Arc<Status>,
     told: Option<Reason>,
+    silent: bool,
     trouble: Option<String>,
 }
 
@@ -90,18 +94,23 @@ enum Event {
     View,
     Lease,
     Published(Outcome),
-    Resolved(Endpoint, io::Result<Vec<SocketAddr>>),
+    Resolved(Result<(), String>),
     Accepted(io::Result<TcpStream>),
-    Ended,
+    Ended(Option<Refused>),
+    Replicas(replica_port::Event),
     Time,
 }
 
 impl Proxy {
-    fn new(args: ProxyArgs, store: SharedStore, keys: Keys) -> Self {
+    fn new(args: ProxyArgs, store: SharedStore, keys: Keys, status: Arc<Status>) -> Self {
         let follower = Follower::start(store.clone(), vec![Target::Key(keys.clusterdata())]);
+        let options = Arc::new(SocketOptions::new(&args));
+        let replicas = (args.replica_port != 0).then(|| ReplicaPort::new(&args, &store, &keys, &options, &status));
+        let (host, port, hold) = (&args.listen_address, args.port, args.hold_connections);
         Proxy {
-            options: Arc::new(SocketOptions::new(&args)),
-            counters: Arc::default(),
+            door: Door::new(host, port, hold, Wants::Master, status.master.clone()),
+            replicas,
+            options,
             args,
             store,
             keys,
@@ -115,18 +124,19 @@ impl Proxy {
             lease: None,
             next_lease: None,
             next_tried: None,
-            listener: None,
-            accept_after: None,
-            resolved: None,
-            resolving: None,
-            resolve_after: None,
+            resolver: Resolver::default(),
             publishing: None,
             published: None,
+            record: None,
             retry_at: None,
             forwarding: None,
             gate: Arc::default(),
+            route: None,
             connections: JoinSet::new(),
+            on_the_way: OnTheWay::default(),
+            status,
             told: None,
+            silent: false,
             trouble: None,
         }
     }
@@ -137,9 +147,11 @@ impl Proxy {
             match self.next_event(moment).await {
                 Event::View => self.see_view(),
                 Event::Published(outcome) => self.see_outcome(outcome),
-                Event::Resolved(endpoint, result) => self.see_addresses(endpoint, result),
+                Event::Resolved(result) => result.unwrap_or_else(|error| self.complain(error)),
                 Event::Accepted(result) => self.see_client(result),
-                Event::Lease | Event::Ended | Event::Time => {}
+                Event::Ended(refused) => self.see_end(refused),
+                Event::Replicas(event) => self.see_replicas(event),
+                Event::Lease | Event::Time => {}
             }
         }
     }
@@ -147,28 +159,79 @@ impl Proxy {
     /// Takes steps until there is nothing to do before the moment that is returned.
     async fn settle(&mut self) -> Instant {
         loop {
+            self.keep_lease(Instant::now());
+            self.resolve(Instant::now());
+            // First of all: nothing may be published while a reader is where it must not be.
+            self.enforce_replicas().await;
             let now = Instant::now();
-            self.keep_lease(now);
-            self.resolve(now);
-            let target = plan::target(&self.document, self.resolved.as_ref());
+            let target = plan::target(&self.document, self.resolver.resolved());
             let facts = self.facts(now, &target);
-            let step = plan::next_step(&facts);
+            let (step, silence) = (plan::next_step(&facts), facts.silence());
             let open_until = facts.forward_until().filter(|_| self.forwarding.is_some());
             self.gate.set(open_until);
+            self.tell_silence(silence, now);
             match step {
                 Step::Cut(reason) => self.cut(&reason).await,
-                Step::StopListening => {
-                    warn!("the store is silent, the listening socket is closed until it is back");
-                    self.listener = None;
-                }
+                Step::StopListening => self.stop_listening(),
                 Step::Listen => self.listen().await,
                 Step::Publish(order) => self.publish(order),
                 Step::Forward(destination) => self.forward(destination),
                 Step::Wait(moment) => {
-                    self.tell(&target.reason);
-                    return [self.accept_after, self.resolve_after].into_iter().flatten().fold(moment, Instant::min);
+                    self.tell(&target.reason, now);
+                    return self.rest(moment, now).await;
                 }
             }
+        }
+    }
+
+    /// What is to be done when no step is: leads waiting clients on. Gives the moment to wake up at.
+    async fn rest(&mut self, moment: Instant, now: Instant) -> Instant {
+        if self.door.is_open()
+            && let Some(port) = &mut self.replicas
+            && let Err(text) = port.open(now).await
+        {
+            self.complain(text);
+        }
+        let leads_to_master = self.leads_to_master();
+        let mut clients = self.door.due(now, leads_to_master);
+        clients.extend(self.replicas.iter_mut().flat_map(|port| port.due(now, leads_to_master)));
+        for client in clients {
+            self.lead(client, now);
+        }
+        let mut moments = vec![moment];
+        moments.extend(self.resolver.next_moment());
+        moments.extend(self.door.next_moment(now));
+        if let Some(port) = &mut self.replicas {
+            moments.extend(port.next_moment(now));
+            // Keep-alives move the readers' deadline without a sign.
+            moments.push(now + self.timing().own / 3);
+            moments.extend(self.readers_until(now).filter(|until| now < *until));
+        }
+        self.show();
+        moments.into_iter().fold(moment, Instant::min)
+    }
+
+    /// Readers may be connected until then: the sentinels know this proxy, and wait for it to confirm before anything
+    /// that a reader must not see happens to a replica.
+    fn readers_until(&self, now: Instant) -> Option<Instant> {
+        let Document::Orders(orders) = &self.document else { return None };
+        let record = self.record.as_ref().filter(|_| orders.enabled && self.door.is_open())?;
+        let target = plan::target(&self.document, self.resolver.resolved());
+        self.facts(now, &target).entitled_until(record)
+    }
+
+    async fn enforce_replicas(&mut self) {
+        let until = self.readers_until(Instant::now());
+        if let Some(port) = &mut self.replicas {
+            port.enforce(until).await;
+        }
+    }
+
+    fn stop_listening(&mut self) {
+        warn!("the store is silent, the listening socket is closed until it is back");
+        self.door.shut();
+        if let Some(port) = &mut self.replicas {
+            port.door.shut();
         }
     }
 
@@ -190,7 +253,7 @@ impl Proxy {
             lease: self.lease.as_ref().map(HeldLease::times),
             next_lease: self.next_lease.as_ref().map(HeldLease::times),
             next_tried: self.next_tried,
-            listening: self.listener.is_some(),
+            listening: self.door.is_open(),
             stop_listening: self.args.stop_listening,
             forwarding: self.forwarding.as_ref(),
             published: self.published.as_ref(),
@@ -228,7 +291,8 @@ impl Proxy {
             self.see_entry(entry.as_ref());
         }
         // The kept lease tries again only now and then: a new one is there at once, and the service with it.
-        let back = connected && !std::mem::replace(&mut self.connected, connected);
+        let back = connected && !self.connected;
+        self.connected = connected;
         if back && self.lease.as_ref().is_some_and(|l| l.is_silent(Instant::now())) {
             self.take_another_lease(self.timing());
         }
@@ -239,14 +303,18 @@ impl Proxy {
             return;
         }
         self.entry = entry.cloned();
-        self.document = match entry.map(access::parse) {
-            None => Document::Absent,
-            Some(Ok(versioned)) => Document::Orders(plan::orders(&versioned.data, &self.uid)),
+        let (document, data) = match entry.map(access::parse) {
+            None => (Document::Absent, None),
+            Some(Ok(versioned)) => (Document::Orders(plan::orders(&versioned.data, &self.uid)), Some(versioned.data)),
             Some(Err(error)) => {
                 warn!(error = common::exit::one_line(&error.into()), "the cluster data can't be used");
-                Document::Unusable
+                (Document::Unusable, None)
             }
         };
+        self.document = document;
+        if let Some(port) = &mut self.replicas {
+            port.see_data(data);
+        }
         let unusable = self.document == Document::Unusable;
         self.unusable_since = unusable.then(|| self.unusable_since.unwrap_or_else(Instant::now));
     }
@@ -255,20 +323,23 @@ impl Proxy {
     async fn cut(&mut self, reason: &Reason) {
         self.gate.set(None);
         self.forwarding = None;
+        self.route = None;
         // What was published before doesn't entitle to forward any more.
         self.published = None;
         let number = self.connections.len();
         self.connections.shutdown().await;
+        self.take_back();
+        self.status.master.cut.add(number as u64);
         warn!(connections = number, %reason, "all connections are cut off");
         self.told = Some(reason.clone());
+        self.show_reason(reason, Instant::now());
     }
 
     async fn listen(&mut self) {
         let (host, port) = (&self.args.listen_address, self.args.port);
-        match sockets::listen(host, port).await {
-            Ok(listener) => {
+        match self.door.open().await {
+            Ok(()) => {
                 info!(host, port, "listening");
-                self.listener = Some(listener);
                 self.trouble = None;
             }
             Err(error) => {
@@ -282,13 +353,18 @@ impl Proxy {
         if self.next_lease.as_ref().is_some_and(|next| next.times().id == Some(order.lease)) {
             self.next_tried = Some(order.lease);
         }
-        let port = self.listener.as_ref().and_then(|l| l.local_addr().ok()).map_or(self.args.port, |a| a.port());
+        let replica = self.replicas.as_ref().map(|port| {
+            let other = !self.args.replica_listen_address.is_empty();
+            let address = if other { self.args.replica_host() } else { self.args.advertised() };
+            (address.to_owned(), port.door.port())
+        });
         let publisher = Publisher {
             store: self.store.clone(),
             keys: self.keys.clone(),
             uid: self.uid.clone(),
             address: self.args.advertised().to_owned(),
-            port,
+            port: self.door.port(),
+            replica,
         };
         self.publishing = Some(Box::pin(publisher.publish(order)));
     }
@@ -304,10 +380,11 @@ impl Proxy {
                         old.abandon();
                     }
                 }
-                self.published = Some(Published { order, sent });
+                let published = Published { order, sent };
+                self.record = Some(published.clone());
+                self.published = Some(published);
                 self.trouble = None;
-                // A name may have got other addresses meanwhile.
-                self.look_up_again();
+                self.resolver.refresh();
             }
             Outcome::Stale(entry) => self.see_entry(entry.as_ref()),
             Outcome::Failed(error) => {
@@ -317,64 +394,9 @@ impl Proxy {
         }
     }
 
-    fn forward(&mut self, destination: Destination) {
-        info!(master = %destination.endpoint, "forwarding");
-        self.told = Some(Reason::Ready);
-        self.forwarding = Some(destination);
-    }
-
-    fn see_client(&mut self, result: io::Result<TcpStream>) {
-        match result {
-            Ok(client) => {
-                // Not forwarding, or woken up too late: the client is dropped, which closes its connection.
-                if let Some(destination) = self.forwarding.as_ref().filter(|_| self.gate.is_open()) {
-                    let route = Route {
-                        upstream: Upstream::Addresses(destination.addresses.clone()),
-                        gate: self.gate.clone(),
-                        options: self.options.clone(),
-                        counters: self.counters.clone(),
-                    };
-                    self.connections.spawn(forward::serve(client, Arc::new(route)));
-                }
-            }
-            Err(error) => {
-                self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-                self.complain(format!("can't accept a connection: {error}"));
-            }
-        }
-    }
-
-    /// Looks the master's name up if it is not known yet.
     fn resolve(&mut self, now: Instant) {
-        self.accept_after = self.accept_after.filter(|moment| now < *moment);
-        self.resolve_after = self.resolve_after.filter(|moment| now < *moment);
-        let Document::Orders(plan::Orders { master: Master::At(endpoint), .. }) = &self.document else { return };
-        if self.resolved.as_ref().is_some_and(|resolved| resolved.endpoint == *endpoint) {
-            return;
-        }
-        if let Ok(address) = endpoint.host.parse::<IpAddr>() {
-            let addresses = Arc::new(vec![SocketAddr::new(address, endpoint.port)]);
-            self.resolved = Some(Destination { endpoint: endpoint.clone(), addresses });
-        } else if self.resolving.is_none() && self.resolve_after.is_none() {
-            self.resolving = Some(Box::pin(look_up(endpoint.clone())));
-        }
-    }
-
-    fn look_up_again(&mut self) {
-        let Some(resolved) = &self.resolved else { return };
-        if resolved.endpoint.host.parse::<IpAddr>().is_err() && self.resolving.is_none() {
-            self.resolving = Some(Box::pin(look_up(resolved.endpoint.clone())));
-        }
-    }
-
-    fn see_addresses(&mut self, endpoint: Endpoint, result: io::Result<Vec<SocketAddr>>) {
-        match result {
-            Ok(addresses) => self.resolved = Some(Destination { endpoint, addresses: Arc::new(addresses) }),
-            Err(error) => {
-                // What is known stays: a resolver that is down must not cut connections off.
-                self.resolve_after = Some(Instant::now() + RETRY);
-                self.complain(format!("can't resolve the master's host name {}: {error}", endpoint.host));
-            }
+        if let Document::Orders(plan::Orders { master: Master::At(endpoint), .. }) = &self.document {
+            self.resolver.want(endpoint, now);
         }
     }
 
@@ -391,34 +413,30 @@ impl Proxy {
         }
     }
 
-    fn tell(&mut self, reason: &Reason) {
-        if self.forwarding.is_none() && *reason != Reason::Ready && self.told.as_ref() != Some(reason) {
-            info!(%reason, "not forwarding");
-            self.told = Some(reason.clone());
-        }
-    }
-
     /// Waits for whatever comes first. Each branch is cancel-safe: channels and accepting lose nothing, futures under
     /// way stay in their fields until they have ended.
     async fn next_event(&mut self, moment: Instant) -> Event {
-        let accepting = self.listener.as_ref().filter(|_| self.accept_after.is_none());
         tokio::select! {
             _ = self.view.changed() => Event::View,
             () = lease_changed(self.lease.as_mut()) => Event::Lease,
             () = lease_changed(self.next_lease.as_mut()) => Event::Lease,
             outcome = ended(&mut self.publishing) => Event::Published(outcome),
-            (endpoint, result) = ended(&mut self.resolving) => Event::Resolved(endpoint, result),
-            client = accept(accepting) => Event::Accepted(client),
-            Some(_) = self.connections.join_next() => Event::Ended,
+            result = self.resolver.answer() => Event::Resolved(result),
+            client = self.door.accept() => Event::Accepted(client),
+            Some(result) = self.connections.join_next() => Event::Ended(result.ok().and_then(Result::err)),
+            event = replica_event(self.replicas.as_mut()) => Event::Replicas(event),
             () = tokio::time::sleep_until(moment.into()) => Event::Time,
         }
     }
 
     async fn stop(mut self) {
         self.gate.set(None);
-        self.listener = None;
+        self.door.shut();
         self.publishing = None;
         self.connections.shutdown().await;
+        if let Some(port) = &mut self.replicas {
+            port.pools.shut_down().await;
+        }
         for lease in [self.lease, self.next_lease].into_iter().flatten() {
             match tokio::time::timeout(REVOKE_TIMEOUT, lease.revoke()).await {
                 Ok(Ok(())) => {}
@@ -427,22 +445,6 @@ impl Proxy {
             }
         }
     }
-}
-
-async fn look_up(endpoint: Endpoint) -> (Endpoint, io::Result<Vec<SocketAddr>>) {
-    let name = (endpoint.host.clone(), endpoint.port);
-    let result = match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name)).await {
-        Ok(Ok(addresses)) => {
-            let mut addresses: Vec<SocketAddr> = addresses.collect();
-            // Resolvers turn the order round, which must not look like a change.
-            addresses.sort_unstable();
-            addresses.dedup();
-            if addresses.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(addresses) }
-        }
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    };
-    (endpoint, result)
 }
 
 async fn lease_changed(lease: Option<&mut HeldLease>) {
@@ -464,9 +466,9 @@ async fn ended<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
     }
 }
 
-async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
-    match listener {
-        Some(listener) => listener.accept().await.map(|(client, _)| client),
+async fn replica_event(port: Option<&mut ReplicaPort>) -> replica_port::Event {
+    match port {
+        Some(port) => port.next_event().await,
         None => std::future::pending().await,
     }
 }

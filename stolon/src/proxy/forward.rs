@@ -52,23 +52,26 @@ impl Drop for Active<'_> {
     }
 }
 
-/// Serves one client until either side ends, or the gate shuts; gives the error of a server that can't be connected to.
-/// Being aborted closes both sockets: the server's with a reset that throws away what was not sent yet, since no byte
-/// may reach an old master afterwards; the client's without, so that an answer which is on its way still arrives. The
-/// client sees the end at once either way.
+/// Connects to the server.
 ///
 /// # Errors
 /// The server can't be connected to. Nothing was sent to it.
-pub async fn serve(client: TcpStream, route: Arc<Route>) -> io::Result<()> {
-    let _active = Active::new(&route.counters);
+pub async fn connect(route: &Route) -> io::Result<TcpStream> {
     let server = route.upstream.connect().await.inspect_err(|_| route.counters.failed.add(1))?;
-    let prepared = route.options.prepare_server(&server).and_then(|()| route.options.prepare_client(&client));
-    if let Err(error) = prepared {
-        debug!(%error, "set socket options");
-        return Ok(());
+    route.options.prepare_server(&server)?;
+    Ok(server)
+}
+
+/// Serves one client until either side ends, or the gate shuts. Being aborted closes the server's socket with a reset
+/// that throws away what was not sent yet, since no byte may reach an old master afterwards; the client's socket, if it is
+/// dropped along with this, without, so that an answer which is on its way still arrives. The client sees the end at
+/// once either way.
+pub async fn serve(client: &TcpStream, server: &TcpStream, route: &Route) {
+    let _active = Active::new(&route.counters);
+    if let Err(error) = route.options.prepare_client(client) {
+        return debug!(%error, "set options of a client's socket");
     }
-    exchange(&client, &server, &route).await;
-    Ok(())
+    exchange(client, server, route).await;
 }
 
 /// Copies in both directions until one side ends. One side's end ends both: neither side of PostgreSQL's protocol has a

@@ -89,8 +89,10 @@ pub struct Orders {
 /// The db to forward to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Master {
-    /// There is none now.
+    /// There is none yet.
     None,
+    /// Another one is taking over.
+    Switching,
     /// There is one, but not where.
     NoAddress,
     /// Here.
@@ -113,7 +115,8 @@ pub enum Document {
 /// Picks out what concerns this proxy.
 pub fn orders(data: &ClusterData, uid: &ProxyUid) -> Orders {
     let master = match (data.proxied_master(), pg::endpoints::master(data)) {
-        (None, _) => Master::None,
+        (None, _) if data.cluster.status.master.is_empty() => Master::None,
+        (None, _) => Master::Switching,
         (Some(_), Ok(endpoint)) => Master::At(endpoint),
         (Some(_), Err(_)) => Master::NoAddress,
     };
@@ -144,11 +147,13 @@ pub enum Reason {
     NoData,
     UnusableData,
     NoMaster,
+    Switching,
     NoAddress,
     Unresolved,
     NotEnabled,
     StoreSilent,
     MasterMoved,
+    Unpublished,
     Ready,
 }
 
@@ -158,14 +163,36 @@ impl fmt::Display for Reason {
             Reason::Unread => "the store was not read yet",
             Reason::NoData => "there is no cluster data",
             Reason::UnusableData => "the cluster data can't be used",
-            Reason::NoMaster => "there is no master now",
+            Reason::NoMaster => "no master was chosen yet",
+            Reason::Switching => "closed until the chosen master is ready",
             Reason::NoAddress => "the master has not reported its address",
             Reason::Unresolved => "the master's host name can't be resolved",
             Reason::NotEnabled => "no sentinel has enabled this proxy yet",
             Reason::StoreSilent => "the store is silent",
             Reason::MasterMoved => "the master has moved",
+            Reason::Unpublished => "the store has not taken this proxy's record yet",
             Reason::Ready => "ready",
         })
+    }
+}
+
+impl Reason {
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Reason::Unread => "store_unread",
+            Reason::NoData => "no_cluster_data",
+            Reason::UnusableData => "unusable_cluster_data",
+            Reason::NoMaster => "no_master",
+            Reason::Switching => "switching",
+            Reason::NoAddress => "no_address",
+            Reason::Unresolved => "unresolved_address",
+            Reason::NotEnabled => "not_enabled",
+            Reason::StoreSilent => "store_silent",
+            Reason::MasterMoved => "master_moved",
+            Reason::Unpublished => "unpublished",
+            Reason::Ready => "ready",
+        }
     }
 }
 
@@ -191,6 +218,7 @@ pub fn target(document: &Document, resolved: Option<&Destination>) -> Target {
     };
     match &orders.master {
         Master::None => nowhere(Some(orders.generation), Reason::NoMaster),
+        Master::Switching => nowhere(Some(orders.generation), Reason::Switching),
         Master::NoAddress => nowhere(None, Reason::NoAddress),
         Master::At(endpoint) => match resolved.filter(|destination| destination.endpoint == *endpoint) {
             None => nowhere(None, Reason::Unresolved),
@@ -261,6 +289,15 @@ pub struct Facts<'a> {
     pub retry_at: Option<Instant>,
 }
 
+/// The store does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// Since this last word.
+    pub since: Instant,
+    /// All connections are cut off then, unless it answers.
+    pub cut_at: Instant,
+}
+
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -281,7 +318,12 @@ pub enum Step {
 impl Facts<'_> {
     /// Connections may be forwarded until then; `None`: not at all.
     pub fn forward_until(&self) -> Option<Instant> {
-        let (lease, published) = (self.lease?, self.published?);
+        self.entitled_until(self.published?)
+    }
+
+    /// A sentinel that takes a db's role away surely waits for this proxy until then, because of this record of it.
+    pub fn entitled_until(&self, published: &Published) -> Option<Instant> {
+        let lease = self.lease?;
         if lease.id != Some(published.order.lease) {
             return None;
         }
@@ -294,10 +336,24 @@ impl Facts<'_> {
         Some(deadline.min(next.deadline()))
     }
 
+    /// The store is silent though keep-alives are due, and connections are open that this will cost.
+    pub fn silence(&self) -> Option<Silence> {
+        let (lease, cut_at) = (self.lease?, self.forward_until()?);
+        self.forwarding?;
+        // Keep-alives are sent four times per lease: the second one in a row is missing.
+        let silent = lease.contact() + lease.timing.own / 2 <= self.now;
+        silent.then(|| Silence { since: lease.contact(), cut_at })
+    }
+
     /// The listening socket stays open until then.
     fn listen_until(&self) -> Option<Instant> {
         let silent = [self.lease, self.next_lease].into_iter().flatten().map(|lease| lease.deadline()).max()?;
         Some(self.unusable_since.map_or(silent, |since| silent.min(since + self.timing.own)))
+    }
+
+    /// The store has answered lately.
+    fn hears(&self) -> bool {
+        self.listen_until().is_some_and(|deadline| self.now < deadline)
     }
 
     /// The publication that is due, whether it may be made now or not.
@@ -324,6 +380,10 @@ impl Facts<'_> {
     fn next_moment(&self) -> Instant {
         let mut moments = vec![self.now + Duration::from_secs(30)];
         moments.extend(self.retry_at);
+        if self.lease.is_some() && !self.hears() {
+            // A keep-alive that goes well again gives no sign.
+            moments.push(self.now + RETRY);
+        }
         if self.listening {
             moments.extend(self.listen_until().filter(|_| self.stop_listening));
         }
@@ -351,7 +411,7 @@ pub fn next_step(facts: &Facts<'_>) -> Step {
             return Step::Cut(if moved { Reason::MasterMoved } else { facts.target.reason.clone() });
         }
     }
-    let heard = facts.listen_until().is_some_and(|deadline| facts.now < deadline);
+    let heard = facts.hears();
     if facts.listening && !heard && facts.stop_listening {
         return Step::StopListening;
     }

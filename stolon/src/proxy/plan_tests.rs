@@ -59,6 +59,7 @@ fn targets_follow_from_orders() {
         (Document::Absent, Some(&known), None, false, Reason::NoData),
         (Document::Unusable, Some(&known), None, false, Reason::UnusableData),
         (orders(Master::None, true), Some(&known), Some(3), false, Reason::NoMaster),
+        (orders(Master::Switching, true), Some(&known), Some(3), false, Reason::Switching),
         (orders(Master::NoAddress, true), Some(&known), None, false, Reason::NoAddress),
         (orders(here(), true), None, None, false, Reason::Unresolved),
         (orders(here(), true), Some(&other), None, false, Reason::Unresolved),
@@ -144,7 +145,11 @@ impl Scene {
     }
 
     fn step(&self, after: Duration) -> Step {
-        next_step(&Facts {
+        next_step(&self.facts(after))
+    }
+
+    fn facts(&self, after: Duration) -> Facts<'_> {
+        Facts {
             now: self.start + after,
             target: &self.target,
             revision: self.revision,
@@ -159,7 +164,7 @@ impl Scene {
             published: self.published.as_ref(),
             publishing: self.publishing,
             retry_at: self.retry_at,
-        })
+        }
     }
 }
 
@@ -315,4 +320,36 @@ fn another_timeout_moves_the_record_to_another_lease() {
     assert_eq!(scene.step(5 * SECOND), Step::Cut(Reason::StoreSilent));
     let lost = scene.change(|s| s.next_lease.as_mut().unwrap().id = None);
     assert_eq!(lost.step(2 * SECOND), Step::Cut(Reason::StoreSilent));
+}
+
+#[test]
+fn silence_is_told_before_it_cuts() {
+    let silence = |scene: &Scene, after: Duration| scene.facts(after).silence();
+    let scene = Scene::serving();
+    assert_eq!(silence(&scene, 7 * SECOND), None);
+    let expected = Silence { since: scene.start, cut_at: scene.start + 15 * SECOND };
+    assert_eq!(silence(&scene, 8 * SECOND), Some(expected));
+    assert_eq!(silence(&scene, 15 * SECOND), Some(expected));
+    let idle = Scene::serving().change(|s| s.forwarding = None);
+    assert_eq!(silence(&idle, 8 * SECOND), None);
+}
+
+#[test]
+fn an_older_record_entitles_as_long_as_its_lease_lives() {
+    let scene = Scene::serving().change(|s| s.published = None);
+    let record = Scene::serving().published.unwrap();
+    let record = Published { sent: scene.start, ..record };
+    assert_eq!(scene.facts(SECOND).entitled_until(&record), Some(scene.start + 15 * SECOND));
+    let other = scene.change(|s| s.lease.as_mut().unwrap().id = Some(OTHER));
+    assert_eq!(other.facts(SECOND).entitled_until(&record), None);
+}
+
+#[test]
+fn while_the_store_is_silent_it_looks_every_second_whether_a_keep_alive_went_well() {
+    let scene = Scene::serving().change(|s| {
+        s.forwarding = None;
+        s.published = None;
+        s.listening = false;
+    });
+    assert_eq!(scene.step(20 * SECOND), Step::Wait(scene.start + 21 * SECOND));
 }

@@ -2,8 +2,8 @@
 
 use super::plan::Order;
 use crate::access::random_uid;
-use model::stolon::ProxyInfo;
 use model::stolon::keys::Keys;
+use model::stolon::{Extra, ProxyInfo};
 use model::{GoDuration, ProxyUid};
 use std::time::Instant;
 use store::{Compare, Entry, Op, SharedStore, StoreError};
@@ -21,6 +21,8 @@ pub struct Publisher {
     pub address: String,
     /// Port that is listened on.
     pub port: u16,
+    /// Address and port for readers, where there is one.
+    pub replica: Option<(String, u16)>,
 }
 
 /// What became of a publication.
@@ -65,8 +67,19 @@ impl Publisher {
     }
 }
 
+/// Members of the record that are ours only: where readers come in.
+pub const REPLICA_ADDRESS: &str = "replicaListenAddress";
+/// See [`REPLICA_ADDRESS`]; as text, as the other port is.
+pub const REPLICA_PORT: &str = "replicaPort";
+
 fn render(publisher: &Publisher, order: &Order, info_uid: String) -> ProxyInfo {
+    let mut extra = Extra::new();
+    if let Some((address, port)) = &publisher.replica {
+        extra.insert(REPLICA_ADDRESS.to_owned(), address.clone().into());
+        extra.insert(REPLICA_PORT.to_owned(), port.to_string().into());
+    }
     ProxyInfo {
+        extra,
         info_uid,
         uid: publisher.uid.clone(),
         generation: order.generation,
@@ -74,7 +87,6 @@ fn render(publisher: &Publisher, order: &Order, info_uid: String) -> ProxyInfo {
         listen_address: publisher.address.clone(),
         port: publisher.port.to_string(),
         lease_seconds: u32::try_from(order.ttl.as_secs()).ok(),
-        ..ProxyInfo::default()
     }
 }
 
@@ -97,8 +109,14 @@ mod tests {
         let old = store.put(&keys.clusterdata(), b"old", None).await.unwrap();
         let new = store.put(&keys.clusterdata(), b"new", None).await.unwrap();
         let lease = store.grant(Duration::from_secs(16)).await.unwrap();
-        let publisher =
-            Publisher { store: store.clone(), keys: keys.clone(), uid: "p1".into(), address: "h".into(), port: 5432 };
+        let publisher = Publisher {
+            store: store.clone(),
+            keys: keys.clone(),
+            uid: "p1".into(),
+            address: "h".into(),
+            port: 5432,
+            replica: None,
+        };
         let Outcome::Stale(Some(entry)) = publisher.clone().publish(order(old, lease)).await else { panic!() };
         assert_eq!(entry.value, b"new");
         assert!(store.get("s/c/proxies/info/p1").await.unwrap().is_none());
@@ -113,11 +131,18 @@ mod tests {
     fn the_record_has_stolons_form() {
         let store = Arc::new(MemoryStore::new());
         let keys = Keys::new("s", &"c".into());
-        let publisher = Publisher { store, keys, uid: "4cd2b261".into(), address: "10.1.2.3".into(), port: 15434 };
+        let publisher =
+            Publisher { store, keys, uid: "4cd2b261".into(), address: "10.1.2.3".into(), port: 15434, replica: None };
         let info = render(&publisher, &order(1, LeaseId(1)), "4f1e931f".into());
         assert_eq!(
             serde_json::to_string(&info).unwrap(),
             r#"{"infoUID":"4f1e931f","UID":"4cd2b261","Generation":7,"ProxyTimeout":15000000000,"listenAddress":"10.1.2.3","port":"15434","leaseSeconds":16}"#
+        );
+        let publisher = Publisher { replica: Some(("10.1.2.4".into(), 15435)), ..publisher };
+        let text = serde_json::to_string(&render(&publisher, &order(1, LeaseId(1)), "4f1e931f".into())).unwrap();
+        assert!(
+            text.ends_with(r#""leaseSeconds":16,"replicaListenAddress":"10.1.2.4","replicaPort":"15435"}"#),
+            "{text}"
         );
     }
 }

@@ -9,6 +9,7 @@ mod disk;
 mod failover;
 mod operate;
 mod parameters;
+mod proxy;
 mod rewind;
 mod tls;
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod replicas;
+mod waiting;
+
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, ProxyInfo};
 use nix::sys::signal::{Signal, kill};
@@ -79,9 +82,7 @@ impl Proxy {
     }
 
     fn connect(&self) -> std::io::Result<TcpStream> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        Ok(stream)
+        connect(self.port)
     }
 
     /// The mark of the master that a new connection leads to; `None` when it leads nowhere.
@@ -95,6 +96,12 @@ impl Proxy {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    Ok(stream)
 }
 
 /// Sends a byte and takes the mark of who answers.
@@ -136,6 +143,10 @@ impl Lab {
 
     /// Orders proxies; gives the revision of the order.
     async fn order(&self, generation: i64, master: Option<(&str, &Echo)>, enabled: &[&str]) -> i64 {
+        self.put(self.document(generation, master, enabled)).await
+    }
+
+    fn document(&self, generation: i64, master: Option<(&str, &Echo)>, enabled: &[&str]) -> serde_json::Value {
         let mut data = json!({"formatVersion": 1, "cluster": {"uid": "u", "spec": self.spec, "status": {"phase": "initializing"}},
             "keepers": {"k": {"uid": "k"}}, "dbs": {}, "proxy": {"generation": generation, "spec": {"enabledProxies": enabled}}});
         if let Some((uid, echo)) = master {
@@ -143,6 +154,10 @@ impl Lab {
                 "status": {"listenAddress": echo.address.ip().to_string(), "port": echo.address.port().to_string()}});
             data["proxy"]["spec"]["masterDbUid"] = uid.into();
         }
+        data
+    }
+
+    async fn put(&self, data: serde_json::Value) -> i64 {
         let text = data.to_string();
         ClusterData::parse(text.as_bytes()).unwrap();
         self.store.put(&self.keys.clusterdata(), text.as_bytes(), None).await.unwrap()
@@ -380,4 +395,44 @@ fn usage_errors_have_status_2() {
         assert_eq!(output.status.code(), Some(2), "{flags:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(text), "{flags:?}");
     }
+}
+
+#[tokio::test]
+async fn a_lower_timeout_opens_no_gap() {
+    let mut lab = Lab::start("5s").await;
+    let echo = Echo::start(b'a');
+    let (proxy, uid) = lab.serving(&echo, &[]).await;
+    let mut client = proxy.connect().unwrap();
+    assert_eq!(ask(&mut client), Some(b'a'));
+    lab.spec["proxyTimeout"] = "2s".into();
+    lab.order(3, Some(("a", &echo)), &[&uid]).await;
+    // From the moment that the record hangs on the shorter lease, the shorter timeout is obeyed; what is announced to
+    // sentinels that count by themselves never falls below either of them.
+    let mut info = ProxyInfo::default();
+    until("the shorter lease", async || {
+        let entry = lab.store.get(&lab.keys.proxy_info(&uid.as_str().into())).await.unwrap().unwrap();
+        info = serde_json::from_slice(&entry.value).unwrap();
+        assert!(info.proxy_timeout >= model::GoDuration::from_secs(5), "{info:?}");
+        info.lease_seconds == Some(3)
+    })
+    .await;
+    assert_eq!(ask(&mut client), Some(b'a'));
+    let began = Instant::now();
+    lab.etcd.stop();
+    assert!(is_cut(&mut client));
+    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_thousand_idle_connections_take_less_than_30_mib() {
+    let lab = Lab::start("15s").await;
+    let (proxy, _) = lab.serving(&Echo::start(b'a'), &[]).await;
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        let mut client = proxy.connect().unwrap();
+        assert_eq!(ask(&mut client), Some(b'a'));
+        clients.push(client);
+    }
+    let resident = proxy.resident();
+    assert!(resident < 30 * 1024, "{resident} KiB");
 }
