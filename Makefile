@@ -19,7 +19,7 @@ EXTENSION_TARGET ?= $(TARGET)/extension
 
 PROGRAMS := ladle bowl monitor shardmanctl stolon-keeper stolon-sentinel stolon-proxy stolonctl
 
-.PHONY: help setup build test check check-extension audit bench bench-proxy chaos demo demo-stop clean
+.PHONY: help setup build test check check-extension audit bench bench-proxy bench-stolon chaos demo demo-stop clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -54,6 +54,10 @@ audit: ## licences, sources, duplicates and known vulnerabilities of dependencie
 
 bench: build bench-proxy ## measure start, failover, bulk load and the proxy, against limits, plain PostgreSQL and HAProxy
 	cargo run --release --locked -p e2e --bin bench
+	@$(MAKE) --no-print-directory bench-stolon
+
+bench-stolon: build ## measure failover, switchover and idle costs of stolon clusters (RUNS=20, KINDS="kill idle")
+	SHARDMAN_BIN_DIR=$(CURDIR)/bin cargo run --release --locked -p e2e --bin stolon-bench -- $(RUNS) $(KINDS)
 
 bench-proxy: setup ## measure what stolon-proxy costs, beside HAProxy (ROUNDS=7 SECONDS_EACH=2 to change how long)
 	@scripts/setup haproxy || echo "HAProxy could not be installed; measuring without it" >&2

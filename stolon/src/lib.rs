@@ -6,10 +6,12 @@
 //! * [`ctl`] is the operator's command line.
 //!
 //! They share nothing but etcd ([`access`]), in the format of the Go programs, so that both kinds can be mixed.
+//! Beyond it a keeper and a sentinel only look whether anybody listens where PostgreSQL should ([`reach`]).
 
 pub mod access;
 pub mod cli;
 pub mod ctl;
 pub mod keeper;
 pub mod proxy;
+pub mod reach;
 pub mod sentinel;

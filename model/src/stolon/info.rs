@@ -58,6 +58,13 @@ pub struct KeeperInfo {
     /// Ours only: present means that the keeper can hand its primary over to another one, see [`HandedOver`].
     #[serde(rename = "handedOver", skip_serializing_if = "Option::is_none")]
     pub handed_over: Option<HandedOver>,
+    /// Ours only: the last challenge that the keeper has answered; empty before the first one. Present means that the
+    /// keeper can be asked for a sign of life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answered: Option<String>,
+    /// Ours only: the server that this keeper's standby gets its WAL from, once it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<Upstream>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -100,6 +107,16 @@ pub struct HandedOver {
     /// Where its last record begins, which a standby that is to be the successor must have.
     #[serde(rename = "xLogPos", deserialize_with = "null_default", skip_serializing_if = "is_default")]
     pub xlog_pos: u64,
+}
+
+/// How a standby finds the server that it follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Upstream {
+    /// The db that it follows, and has received WAL from.
+    pub db: DbUid,
+    /// The stream broke, and the operating system over there refuses new connections: nobody listens.
+    pub refused: bool,
 }
 
 /// State of a keeper's PostgreSQL.

@@ -47,6 +47,10 @@ impl Keys {
     pub fn keeper_info(&self, uid: &KeeperUid) -> String {
         format!("{}/{uid}", self.keepers_info())
     }
+    /// Ours only: where the leading sentinel asks a keeper for a sign of life.
+    pub fn challenge(&self, uid: &KeeperUid) -> String {
+        format!("{}/ext/challenge/{uid}", self.base)
+    }
     /// Prefix of all records of sentinels.
     pub fn sentinels_info(&self) -> String {
         format!("{}/sentinels/info", self.base)

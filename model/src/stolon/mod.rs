@@ -18,7 +18,9 @@ pub use cluster::{
     FollowConfig, FollowType, KEEPER_GENERATION, Keeper, KeeperSpec, KeeperStatus, Proxies, ProxyAddress, ProxySpec,
     Role, TimelineHistory,
 };
-pub use info::{HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem, ProxyInfo, SentinelInfo};
+pub use info::{
+    HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem, ProxyInfo, SentinelInfo, Upstream,
+};
 pub use spec::{
     ArchiveRecoverySettings, ClusterRole, EffectiveSpec, ExistingConfig, InitMode, InvalidSpec, NewConfig, PitrConfig,
     RecoveryTargetSettings, StandbyConfig, StandbySettings, StolonSpec, SuReplAccess, canonical_user_spec,

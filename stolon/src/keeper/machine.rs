@@ -13,6 +13,7 @@ use super::postgres::sql::{Session, SharedSession, Target};
 use super::probe::{Probed, Watched};
 use super::publish::Facts;
 use super::resync::Failures;
+use super::upstream::Followed;
 use crate::access;
 use model::stolon::{ClusterData, EffectiveSpec, Problem, Role};
 use model::{DbUid, GoDuration};
@@ -342,7 +343,11 @@ impl Machine {
         if self.at_work.as_ref() != db.map(|db| &db.uid) {
             self.at_work = None;
         }
-        let Some(db) = db else { return };
+        let upstream = db.and_then(|db| Followed::by(data, db));
+        let Some(db) = db else {
+            self.watched.send_if_modified(|watched| std::mem::replace(&mut watched.upstream, upstream).is_some());
+            return;
+        };
         let master = db.spec.role == Some(Role::Master);
         let followers = db.spec.followers.iter().filter(|_| master).cloned().collect();
         let sync = db.spec.synchronous_standbys.iter().flatten().filter(|_| master && db.spec.synchronous_replication);
@@ -350,7 +355,7 @@ impl Machine {
         let user_parameters = db.spec.pg_parameters.clone();
         let timeout = Some(self.target.timeout);
         self.watched.send_if_modified(|watched| {
-            let new = Watched { followers, wanted_sync, user_parameters, timeout, ..watched.clone() };
+            let new = Watched { followers, wanted_sync, user_parameters, timeout, upstream, ..watched.clone() };
             std::mem::replace(watched, new.clone()) != new
         });
     }

@@ -1,10 +1,11 @@
 //! The keeper owns one PostgreSQL instance and makes it what the cluster data says.
 //!
-//! Four tasks share one thread:
+//! Five tasks share one thread:
 //! * [`machine`] wakes on a change of the cluster data, on PostgreSQL's end, on a complete synchronous set and on a safety
 //!   timer; it looks ([`observe`]), plans ([`plan`], pure) and does ([`apply`], one function per step);
 //! * [`probe`] looks at the instance about once a second and right after each action;
 //! * [`disk`] writes and reads a small file now and then, and sets room aside for the keeper's own files;
+//! * [`upstream`] notices at once when the followed server is gone;
 //! * [`publish`] keeps the keeper's record in the store, at once when something that matters changed.
 //!
 //! Without a store, or without cluster data in it, PostgreSQL stays as it is. PostgreSQL outlives a killed keeper, and the
@@ -24,6 +25,7 @@ pub mod probe;
 pub mod publish;
 mod resync;
 mod trash;
+pub mod upstream;
 
 use crate::access::random_uid;
 use anyhow::{Context as _, bail};
@@ -46,6 +48,7 @@ use std::time::Duration;
 use store::{Follower, SharedStore, Target as StoreTarget};
 use tokio::sync::{Notify, watch};
 use tracing::info;
+use upstream::UpstreamWatch;
 
 /// Limit of a statement to the own PostgreSQL while the specification's `requestTimeout` is not known or is 0.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -183,13 +186,20 @@ impl Tasks {
         };
         let (disk_results, disk) = watch::channel(Disk::default());
         let looking = tokio::spawn(disk::run(dir.root().to_owned(), disk_results.clone()));
+        let (upstream_sender, upstream) = watch::channel(None);
+        let upstream_watch =
+            UpstreamWatch { watched: probe.watched.clone(), probed: probed.clone(), results: upstream_sender };
+        let challenges = Follower::start(store.clone(), vec![StoreTarget::Key(keys.challenge(&keeper.uid))]);
         let publisher = Publisher {
             disk,
             store,
+            challenge_key: keys.challenge(&keeper.uid),
             key: keys.keeper_info(&keeper.uid),
             identity,
             facts: facts_receiver,
             probed: probed.clone(),
+            upstream,
+            challenges: challenges.subscribe(),
         };
         let mut machine = Machine::new(Parts {
             config: Arc::new(config),
@@ -208,12 +218,14 @@ impl Tasks {
             key: keys.clusterdata(),
         });
         let probing = tokio::spawn(probe.run());
+        let watching = tokio::spawn(upstream_watch.run());
         let publishing = tokio::spawn(publisher.run(stopped));
         machine.run(termination.wait()).await;
         info!("stopping");
         let result = machine.shut_down().await;
         probing.abort();
         looking.abort();
+        watching.abort();
         // The record goes last: while it is there, PostgreSQL may be running.
         let _ = stop.send(true);
         let _ = publishing.await;

@@ -5,6 +5,7 @@ use super::postgres::conf::{self, Parameters};
 use super::postgres::control;
 use super::postgres::process;
 use super::postgres::sql::{Liveness, SharedSession, Snapshot, Standby, Target, liveness};
+use super::upstream::Followed;
 use model::DbUid;
 use model::stolon::TimelineHistory;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,8 @@ pub struct Watched {
     pub timeout: Option<Duration>,
     /// The machine did something: look at once, and read parameters anew.
     pub acted: u64,
+    /// The server that this standby is to follow.
+    pub upstream: Option<Followed>,
 }
 
 /// What the probe saw.

@@ -3,11 +3,11 @@
 use super::disk::Disk;
 use super::probe::Probed;
 use crate::access::random_uid;
-use model::stolon::{HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem};
+use model::stolon::{HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem, Upstream};
 use model::{DbUid, GoDuration, KeeperUid};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use store::{KeptLease, LeaseId, SharedStore};
+use store::{KeptLease, LeaseId, SharedStore, View};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -16,6 +16,8 @@ use tracing::{debug, warn};
 const MIN_TTL: i64 = 2;
 /// What the Go programs use; a record must not outlive them.
 const MAX_TTL: i64 = 20;
+/// Longest challenge that is answered, in characters.
+const CHALLENGE_LENGTH: usize = 64;
 /// Pause after a failed put.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -75,7 +77,13 @@ pub fn lease_seconds(fail_interval: Option<GoDuration>) -> u32 {
 }
 
 /// The record, without its random uid.
-pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo {
+pub fn render(
+    identity: &Identity,
+    facts: &Facts,
+    probed: &Probed,
+    upstream: Option<Upstream>,
+    challenge: String,
+) -> KeeperInfo {
     let known = facts.pid.is_some() || !facts.db.0.is_empty();
     KeeperInfo {
         uid: identity.uid.clone(),
@@ -89,6 +97,9 @@ pub fn render(identity: &Identity, facts: &Facts, probed: &Probed) -> KeeperInfo
         problems: facts.problems.iter().map(problem).collect(),
         lease_seconds: Some(lease_seconds(facts.fail_interval)),
         handed_over: Some(facts.handed_over.clone()),
+        // That this is published is the answer.
+        answered: Some(challenge),
+        upstream,
         ..Default::default()
     }
 }
@@ -167,6 +178,12 @@ pub struct Publisher {
     pub facts: watch::Receiver<Facts>,
     /// From the probe.
     pub probed: watch::Receiver<Probed>,
+    /// From the watch on the followed server.
+    pub upstream: watch::Receiver<Option<Upstream>>,
+    /// Where a sentinel asks for a sign of life.
+    pub challenge_key: String,
+    /// A live copy of that key.
+    pub challenges: watch::Receiver<View>,
 }
 
 impl Publisher {
@@ -181,9 +198,17 @@ impl Publisher {
             let disk = self.disk.borrow_and_update().clone();
             let facts = self.facts.borrow_and_update().clone();
             let (info, fresh) = {
+                let upstream = self.upstream.borrow_and_update().clone();
+                let challenge = self.challenge();
                 let probed = self.probed.borrow_and_update();
-                let info = with_disk(render(&self.identity, &facts, &probed), &disk);
-                (info, !probed.healthy || probed.acted >= facts.acted)
+                let fresh = !probed.healthy || probed.acted >= facts.acted;
+                let info = render(&self.identity, &facts, &probed, upstream, challenge.clone());
+                // A challenge is answered even while a look is under way, but then with nothing else that is new: what
+                // was seen before the machine's last action must not be told as its result.
+                match last.as_ref().filter(|(put, ..)| !fresh && put.answered.as_ref() != Some(&challenge)) {
+                    Some((put, ..)) => (KeeperInfo { answered: Some(challenge), ..put.clone() }, true),
+                    None => (with_disk(info, &disk), fresh),
+                }
             };
             let wanted_ttl = lease_seconds(facts.fail_interval);
             if lease.is_some()
@@ -239,6 +264,8 @@ impl Publisher {
                 result = self.facts.changed() => if result.is_err() { break },
                 _ = self.probed.changed() => {}
                 _ = self.disk.changed() => {}
+                _ = self.upstream.changed() => {}
+                _ = self.challenges.changed() => {}
                 () = new_lease => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
@@ -248,6 +275,13 @@ impl Publisher {
         {
             warn!(%error, "the keeper's record stays in the store until its lease expires");
         }
+    }
+
+    /// The last challenge, empty for none. A key that anybody could have written must not make the record grow.
+    fn challenge(&mut self) -> String {
+        let view = self.challenges.borrow_and_update();
+        let text = view.value(&self.challenge_key).map(String::from_utf8_lossy).unwrap_or_default();
+        text.chars().take(CHALLENGE_LENGTH).collect()
     }
 
     async fn put(&self, info: &KeeperInfo, lease: LeaseId) -> store::Result<()> {

@@ -3,6 +3,7 @@
 use super::args::SentinelArgs;
 use super::election::{Candidacy, RETRY};
 use super::history;
+use super::inquirer::Inquirer;
 use super::observe::{Entries, document, keepers_know_a_cluster, observe};
 use super::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan, track};
 use crate::access::{self, AccessError, Versioned};
@@ -47,6 +48,8 @@ pub async fn serve(
     let follower = Follower::start(store.clone(), vec![Target::Prefix(format!("{}/", keys.base()))]);
     let mut views = follower.subscribe();
     let candidacy = Candidacy::new(store.clone(), keys.clone(), uid.clone());
+    let origin = Instant::now();
+    let inquirer = Inquirer::new(store.clone(), keys.clone(), origin);
     let mut sentinel = Sentinel {
         store,
         keys,
@@ -54,7 +57,8 @@ pub async fn serve(
         uid,
         initial,
         candidacy,
-        origin: Instant::now(),
+        inquirer,
+        origin,
         connected_since: None,
         memory: Memory::default(),
         said: Vec::new(),
@@ -80,6 +84,7 @@ pub async fn serve(
             () = &mut stop => break,
             _ = views.changed() => tokio::time::sleep(COALESCE).await,
             () = sentinel.candidacy.lease_changed() => debug!("woken by the lease"),
+            () = sentinel.inquirer.changed() => debug!("woken by what was found out about the master"),
             () = sleep_until(wake) => debug!("woken by a timer"),
         }
     }
@@ -103,6 +108,7 @@ struct Sentinel {
     uid: String,
     initial: Option<StolonSpec>,
     candidacy: Candidacy,
+    inquirer: Inquirer,
     /// Zero of the plan's clock.
     origin: Instant,
     connected_since: Option<Duration>,
@@ -140,7 +146,8 @@ impl Sentinel {
             return Some(Instant::now() + RETRY);
         }
         self.note_leadership(&view.entries);
-        let observed = observe(&view.entries, &self.keys, connected_since, rand::random());
+        let mut observed = observe(&view.entries, &self.keys, connected_since, rand::random());
+        observed.inquired = self.inquirer.inquired();
         let Some(entry) = view.entries.get(&self.keys.clusterdata()) else {
             return self.create(&observed).await;
         };
@@ -171,6 +178,7 @@ impl Sentinel {
     async fn decide(&mut self, mut current: Versioned, mut observed: Observed, view: &View) -> Option<Instant> {
         if !self.leading {
             self.memory = track(self.now(), &current.data, &observed, &self.memory);
+            self.inquirer.pursue(None, None);
             return None;
         }
         let mut planned = plan(self.now(), &current.data, &observed, &self.memory);
@@ -179,7 +187,9 @@ impl Sentinel {
             match self.read_again(&view.entries).await {
                 Ok(None) => {}
                 Ok(Some((newest, entries))) => {
+                    let inquired = self.inquirer.inquired();
                     observed = observe(&entries, &self.keys, observed.connected_since, observed.seed);
+                    observed.inquired = inquired;
                     planned = plan(self.now(), &newest.data, &observed, &self.memory);
                     current = newest;
                 }
@@ -205,7 +215,8 @@ impl Sentinel {
     }
 
     async fn apply(&mut self, current: &Versioned, planned: Planned) -> Option<Instant> {
-        let Planned { data, memory, notes, reasons, wake_at } = planned;
+        let Planned { data, memory, notes, reasons, wake_at, inquiry } = planned;
+        self.inquirer.pursue(inquiry, self.candidacy.lease());
         let mut writes = Vec::new();
         if data != current.data {
             writes.push(Op::put(self.keys.clusterdata(), access::encode(&data)));

@@ -98,6 +98,11 @@ impl Candidacy {
         oldest.is_some_and(|entry| entry.key == self.key(lease))
     }
 
+    /// The lease of this candidate, for what is to vanish with it.
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.lease.state().id
+    }
+
     /// Ends the candidacy: the next candidate leads at once.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod args;
 pub mod daemon;
 pub mod election;
 pub mod history;
+pub mod inquirer;
 pub mod observe;
 pub mod plan;
 #[cfg(test)]

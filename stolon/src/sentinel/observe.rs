@@ -19,6 +19,7 @@ pub fn observe(entries: &Entries, keys: &Keys, connected_since: Duration, seed: 
         progress: document(entries, &keys.progress()),
         preference: document(entries, &keys.preference()),
         connected_since,
+        inquired: None,
         seed,
     }
 }

@@ -7,6 +7,7 @@
 mod connections;
 mod disk;
 mod failover;
+mod fast;
 mod operate;
 mod parameters;
 mod proxy;

@@ -133,6 +133,8 @@ pub struct Snapshot {
     pub standbys: Vec<Standby>,
     /// A standby's receiver is streaming.
     pub receiving: bool,
+    /// The process of that receiver.
+    pub receiver: Option<i32>,
 }
 
 /// A row of `pg_stat_replication`.
@@ -169,7 +171,8 @@ const SNAPSHOT: &str = "\
       EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
       ARRAY(SELECT application_name || ' ' || coalesce(state, '-') || ' ' || coalesce(sync_state, '-') || ' ' || \
               coalesce(flush_lsn - '0/0', 0) \
-            FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1) \
+            FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1), \
+      (SELECT max(pid) FROM pg_stat_wal_receiver WHERE status = 'streaming') \
     FROM (SELECT pg_is_in_recovery() AS recovery) r, pg_control_system() s, pg_control_checkpoint() c, \
          pg_control_recovery() v";
 
@@ -205,6 +208,7 @@ impl Session {
             timeline: timeline.and_then(|timeline| u64::try_from(timeline).ok()).unwrap_or(0),
             lsn: lsn.and_then(|lsn| lsn.parse().ok()).unwrap_or(0),
             receiving: row.get(4),
+            receiver: row.get(6),
             standbys: standbys.iter().filter_map(|row| parse_standby(row)).collect(),
         })
     }

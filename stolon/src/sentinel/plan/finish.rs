@@ -27,7 +27,14 @@ impl Planner<'_> {
 
     fn done(self, data: Option<ClusterData>) -> Planned {
         let data = data.unwrap_or_else(|| self.before.clone());
-        Planned { data, memory: self.memory, notes: self.notes, reasons: self.reasons, wake_at: self.wake }
+        Planned {
+            data,
+            memory: self.memory,
+            notes: self.notes,
+            reasons: self.reasons,
+            wake_at: self.wake,
+            inquiry: self.inquiry,
+        }
     }
 
     fn copy_spec(&mut self) {

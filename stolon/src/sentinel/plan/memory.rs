@@ -28,6 +28,10 @@ pub struct Memory {
     /// The change time of the stored document, and when it was first seen.
     pub(super) document: (GoTime, Duration),
     pub(super) switch: super::switch::SwitchMemory,
+    /// The master's server may be gone: its keeper is being asked.
+    pub(super) suspicion: Option<super::suspicion::Suspicion>,
+    /// A keeper that is given up although its lease has not ended, and the last record it wrote: the next one clears it.
+    pub(super) condemned: Option<(KeeperUid, String)>,
 }
 
 /// How a keeper's record is to be taken.
@@ -78,6 +82,8 @@ pub(super) struct KeeperMemory {
     pub(super) lease: Option<u32>,
     pub(super) freshness: Freshness,
     pub(super) error: Option<Timer>,
+    /// It did not answer when its server was gone.
+    pub(super) condemned: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -124,6 +130,7 @@ pub fn track(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memo
             next.keepers.insert(uid, kept);
         }
     }
+    next.apply_condemnation(now.clock, memory);
     if data.cluster.status.phase == Some(ClusterPhase::Initializing) && !next.keepers.is_empty() {
         next.first_keeper.get_or_insert(now.clock);
     }
@@ -200,7 +207,8 @@ impl Watch<'_> {
         // Only an absent record has no uid: one that can't be used may become absent later.
         let info_uid = if absent { String::new() } else { "?".to_owned() };
         let freshness = Freshness::Stale;
-        Some(KeeperMemory { info_uid, since: self.now, watched: false, lease, freshness, error: Some(error) })
+        let error = Some(error);
+        Some(KeeperMemory { info_uid, since: self.now, watched: false, lease, freshness, error, condemned: false })
     }
 
     fn fresh(&self, info: &KeeperInfo) -> KeeperMemory {
@@ -211,6 +219,7 @@ impl Watch<'_> {
             lease: info.lease_seconds,
             freshness: Freshness::Fresh,
             error: None,
+            condemned: false,
         }
     }
 
@@ -241,6 +250,20 @@ impl Watch<'_> {
 }
 
 impl Memory {
+    /// The record of a keeper that was given up is as good as gone until the keeper writes another one.
+    fn apply_condemnation(&mut self, now: Duration, before: &Memory) {
+        let Some((uid, record)) = &self.condemned else { return };
+        let error = before.keepers.get(uid).and_then(|keeper| keeper.error);
+        match self.keepers.get_mut(uid).filter(|keeper| keeper.info_uid == *record) {
+            Some(keeper) => {
+                keeper.freshness = Freshness::Stale;
+                keeper.error = Some(error.unwrap_or(Timer::new(now, Duration::ZERO)));
+                keeper.condemned = true;
+            }
+            None => self.condemned = None,
+        }
+    }
+
     pub(super) fn freshness(&self, uid: &KeeperUid) -> Freshness {
         self.keepers.get(uid).map_or(Freshness::Stale, |keeper| keeper.freshness)
     }

@@ -5,6 +5,7 @@
 //! 1. [`memory`]: what this sentinel has watched: who has been silent since when, which generation is being
 //!    applied since when. Sentinels that do not lead keep this up to date too ([`track`]), so that a new leader
 //!    need not start its clocks anew.
+//!    Before it `suspicion` weighs signs that the master's server is gone, which come sooner than silence.
 //! 2. `status`: health of keepers and dbs; `proxies`: which proxies live.
 //! 3. `initializing` makes the first master; `normal` keeps one: `election` replaces a dead one, `switch` moves
 //!    it to a keeper with higher priority, or to the one
@@ -25,6 +26,7 @@ mod operation;
 mod proxies;
 mod reason;
 mod status;
+mod suspicion;
 mod switch;
 mod sync;
 #[cfg(test)]
@@ -41,6 +43,7 @@ pub use memory::{Memory, track};
 pub use obstacle::Obstacle;
 pub use operation::Notes;
 pub use reason::Reason;
+pub use suspicion::{Inquired, Inquiry, PRESENT};
 
 /// A moment on both clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub struct Observed {
     /// Since when the store has been followed without a gap. Nobody is blamed for silence before that: the
     /// store itself may have been down.
     pub connected_since: Duration,
+    /// What came of the last [`Planned::inquiry`].
+    pub inquired: Option<Inquired>,
     /// Randomness for the uids of new dbs.
     pub seed: u64,
 }
@@ -84,6 +89,8 @@ pub struct Planned {
     pub reasons: Vec<Reason>,
     /// When to plan again although nothing changes; `None`: never.
     pub wake_at: Option<Duration>,
+    /// What to find out, for as long as plans ask for it.
+    pub inquiry: Option<Inquiry>,
 }
 
 /// Values that only make a document look different: positions move all the time, times with each write. They
@@ -92,13 +99,15 @@ pub const REFRESH: Duration = Duration::from_secs(60);
 
 /// Decides what the cluster data is to become.
 pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memory) -> Planned {
-    let memory = track(now, data, observed, memory);
+    let weighed = suspicion::weigh(now.clock, data, observed, memory);
+    let memory = track(now, data, observed, &weighed.memory);
     let unchanged = |memory, reason| Planned {
         data: data.clone(),
         memory,
         notes: Notes::default(),
         reasons: vec![reason],
         wake_at: None,
+        inquiry: None,
     };
     let spec = match data.spec().effective() {
         Ok(spec) => spec,
@@ -108,6 +117,7 @@ pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memor
         return unchanged(memory, Reason::Unusable(problem));
     }
     let mut planner = Planner::new(now, spec, data, observed, memory);
+    (planner.reasons, planner.wake, planner.inquiry) = (weighed.reasons, weighed.wake, weighed.inquiry);
     planner.report_unreadable();
     planner.update_status();
     planner.update_proxy_status();
@@ -131,6 +141,7 @@ struct Planner<'a> {
     memory: Memory,
     reasons: Vec<Reason>,
     wake: Option<Duration>,
+    inquiry: Option<Inquiry>,
     /// Uids drawn so far.
     drawn: u64,
     /// Dbs whose generation counts up without a change, so that a later report can be told from an earlier one.
@@ -153,6 +164,7 @@ impl<'a> Planner<'a> {
             memory,
             reasons: Vec::new(),
             wake: None,
+            inquiry: None,
             drawn: 0,
             barriers: BTreeSet::new(),
             request: None,

@@ -35,6 +35,15 @@ pub enum Reason {
     /// A keeper is silent for too long.
     #[error("keeper \"{0}\" is unhealthy: silent for longer than the fail interval")]
     KeeperUnhealthy(KeeperUid),
+    /// Signs that the master's server is gone.
+    #[error("connections to master db \"{0}\" are refused, asking keeper \"{1}\" for a sign of life")]
+    MasterSuspected(DbUid, KeeperUid),
+    /// A keeper is given up before its lease ends.
+    #[error(
+        "keeper \"{0}\" is unhealthy: connections to its server are refused, all its synchronous standbys have lost it, \
+         and the keeper does not answer"
+    )]
+    KeeperGone(KeeperUid),
     /// An operator said that a keeper failed.
     #[error("keeper \"{0}\" is taken as failed, as an operator wishes")]
     ForceFail(KeeperUid),
@@ -183,6 +192,8 @@ impl Reason {
             Reason::NewKeeper(_) => "keeper_new",
             Reason::KeeperHealthy(_) => "keeper_healthy",
             Reason::KeeperUnhealthy(_) => "keeper_unhealthy",
+            Reason::MasterSuspected(..) => "master_suspected",
+            Reason::KeeperGone(_) => "keeper_gone",
             Reason::ForceFail(_) => "keeper_taken_as_failed",
             Reason::DbHealthy(_) => "db_healthy",
             Reason::DbUnhealthy(_) => "db_unhealthy",
@@ -226,6 +237,7 @@ impl Reason {
                 | Reason::Unreadable(..)
                 | Reason::NoFirstMaster(_)
                 | Reason::WaitForKeepers
+                | Reason::MasterSuspected(..)
                 | Reason::ProxiesClosed
                 | Reason::WaitForProxies(_)
                 | Reason::WaitForMaster(_)

@@ -49,7 +49,9 @@ impl Planner<'_> {
     fn update_keeper(&mut self, uid: &KeeperUid) {
         let fresh = self.memory.freshness(uid);
         let info = info_of(&self.data, self.observed, uid).filter(|_| fresh == Freshness::Fresh);
-        let error = self.memory.keepers.get(uid).and_then(|keeper| keeper.error);
+        let memory = self.memory.keepers.get(uid);
+        let error = memory.and_then(|keeper| keeper.error);
+        let condemned = memory.is_some_and(|keeper| keeper.condemned);
         let limit = self.spec.fail_interval.to_std();
         if let Some(timer) = error {
             self.wake_at(timer.due(limit));
@@ -62,7 +64,7 @@ impl Planner<'_> {
         let forced = std::mem::take(&mut keeper.status.force_fail);
         let was = keeper.status.healthy;
         let healthy = match (fresh, error) {
-            _ if forced => false,
+            _ if forced || condemned => false,
             // Not watched for long enough to say anything: as the last leader left it.
             (Freshness::Unproven, None) => was,
             (_, Some(timer)) if timer.age(now.clock) >= limit => false,
@@ -79,7 +81,11 @@ impl Planner<'_> {
             self.say(Reason::ForceFail(uid.clone()));
         } else if was != healthy {
             let uid = uid.clone();
-            self.say(if healthy { Reason::KeeperHealthy(uid) } else { Reason::KeeperUnhealthy(uid) });
+            self.say(match (healthy, condemned) {
+                (true, _) => Reason::KeeperHealthy(uid),
+                (false, true) => Reason::KeeperGone(uid),
+                (false, false) => Reason::KeeperUnhealthy(uid),
+            });
         }
     }
 

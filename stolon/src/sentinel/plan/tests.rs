@@ -5,5 +5,6 @@ mod failover;
 mod housekeeping;
 mod operation;
 mod properties;
+mod suspicion;
 mod sync;
 mod world;

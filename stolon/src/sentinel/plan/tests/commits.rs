@@ -91,6 +91,10 @@ impl Cluster {
     /// A client commits; the standbys in `lucky` receive it although nobody waits for them.
     fn commit(&mut self, lucky: u8) {
         let primary = self.forward.clone();
+        // Nobody forwards. An instance without a db has an empty uid too, and no clients.
+        if primary.is_empty() {
+            return;
+        }
         let found = self.instances.iter().find(|(_, i)| i.db == primary && i.follows.is_empty());
         let Some(keeper) = found.map(|(keeper, _)| keeper.clone()).filter(|keeper| self.alive(keeper)) else { return };
         let instance = self.instances.get_mut(&keeper).unwrap();

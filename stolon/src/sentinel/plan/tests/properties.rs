@@ -16,6 +16,7 @@ pub(super) fn check_step(world: &World, planned: &Planned) {
     check_fence(world, planned);
     check_election(world, planned);
     check_rest(world, planned);
+    check_condemnation(world, planned);
     assert!(planned.wake_at.is_none_or(|wake| wake > world.clock));
 }
 
@@ -86,6 +87,24 @@ fn check_election(world: &World, planned: &Planned) {
     }
 }
 
+/// A keeper that still holds its lease is given up only for a server that nobody can connect to.
+fn check_condemnation(world: &World, planned: &Planned) {
+    for reason in &planned.reasons {
+        let Reason::KeeperGone(keeper) = reason else { continue };
+        let master = &world.data.dbs[&world.data.cluster.status.master];
+        assert_eq!(master.spec.keeper_uid, *keeper);
+        assert!(world.observed.inquired.as_ref().is_some_and(|inquired| inquired.refused.is_some()));
+        let words = world.observed.keepers.values().flatten().filter_map(|info| info.upstream.as_ref());
+        assert!(words.clone().any(|upstream| upstream.db == master.uid && upstream.refused));
+        let mut members = master.spec.synchronous_standbys.iter().flatten();
+        assert!(members.all(|uid| {
+            let keeper = world.data.dbs.get(uid).map(|db| &db.spec.keeper_uid);
+            let info = keeper.and_then(|keeper| world.observed.keepers.get(keeper)).and_then(Option::as_ref);
+            info.and_then(|info| info.upstream.as_ref()).is_none_or(|up| up.db != master.uid || up.refused)
+        }));
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Kill(u8),
@@ -105,6 +124,8 @@ enum Event {
     Synchronous(bool),
     Ask(u8),
     Withdraw,
+    Refuse(u8),
+    Inquire(bool),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -124,8 +145,10 @@ fn event() -> impl Strategy<Value = Event> {
         5 => (1..4000_u16).prop_map(Pass),
         1 => (keeper.clone(), -2..3_i8).prop_map(|(k, p)| Priority(k, p)),
         1 => keeper.clone().prop_map(ForceFail),
-        2 => keeper.prop_map(Ask),
+        2 => keeper.clone().prop_map(Ask),
         1 => Just(Withdraw),
+        4 => keeper.prop_map(Refuse),
+        4 => prop::bool::weighted(0.8).prop_map(Inquire),
         1 => (5..50_u16).prop_map(Parameters),
         1 => any::<bool>().prop_map(Synchronous),
     ]
@@ -178,6 +201,8 @@ fn happen(world: &mut World, event: Event) {
         Event::Ask(k) => world.ask(Action::Switchover(name(k).as_str().into())),
         Event::Withdraw => world.observed.operation = None,
         Event::Parameters(number) => world.set_spec(|spec| spec.max_standbys = Some(number)),
+        Event::Refuse(k) => world.refuse(&name(k)),
+        Event::Inquire(refused) => world.inquire(refused),
         Event::Synchronous(on) => world.set_spec(|spec| spec.synchronous_replication = Some(on)),
     }
 }

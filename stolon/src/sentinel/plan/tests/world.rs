@@ -1,10 +1,10 @@
 //! Pretend keepers and proxies that do what cluster data says, step by step.
 
-use crate::sentinel::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan};
+use crate::sentinel::plan::{Inquired, Inquiry, Memory, Moment, Notes, Observed, PRESENT, Planned, Reason, plan};
 use chrono::{TimeZone, Utc};
 use model::stolon::ext::{Action, Operation, Phase};
 use model::stolon::{
-    ClusterData, Db, HandedOver, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory,
+    ClusterData, Db, HandedOver, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory, Upstream,
 };
 use model::{DbUid, GoDuration, KeeperUid, ProxyUid};
 use std::collections::BTreeMap;
@@ -19,6 +19,10 @@ pub(super) struct World {
     pub(super) reasons: Vec<Reason>,
     pub(super) wake: Option<Duration>,
     pub(super) writes: usize,
+    /// What the last plan asked for.
+    pub(super) inquiry: Option<Inquiry>,
+    /// What keepers were asked.
+    challenges: BTreeMap<KeeperUid, String>,
     /// Instances by keeper: role and position survive what the sentinel believes.
     pub(super) timelines: BTreeMap<KeeperUid, (bool, u64, Vec<TimelineHistory>)>,
     counter: u64,
@@ -37,6 +41,8 @@ impl World {
             reasons: Vec::new(),
             wake: None,
             writes: 0,
+            inquiry: None,
+            challenges: BTreeMap::new(),
             timelines: BTreeMap::new(),
             counter: 0,
             modern: false,
@@ -69,6 +75,7 @@ impl World {
             boot_uuid: format!("boot{}", self.counter),
             lease_seconds: Some(5),
             handed_over: self.modern.then(HandedOver::default),
+            answered: Some(String::new()),
             ..Default::default()
         };
         self.observed.keepers.insert(uid.into(), Some(info));
@@ -106,11 +113,15 @@ impl World {
     pub(super) fn plan(&mut self) -> bool {
         let planned = plan(self.moment(), &self.data, &self.observed, &self.memory);
         super::properties::check_step(self, &planned);
-        let Planned { data, memory, notes, reasons, wake_at } = planned;
+        let Planned { data, memory, notes, reasons, wake_at, inquiry } = planned;
         self.apply_notes(notes);
         let wrote = data != self.data;
         self.writes += usize::from(wrote);
         (self.data, self.memory, self.wake) = (data, memory, wake_at);
+        if let Some(inquiry) = &inquiry {
+            self.challenges.insert(inquiry.keeper.clone(), inquiry.token.clone());
+        }
+        self.inquiry = inquiry;
         self.reasons.extend(reasons);
         wrote
     }
@@ -191,7 +202,13 @@ impl World {
         };
         let in_sync: Vec<DbUid> = in_sync.into_iter().filter(alive).collect();
         let (_, timeline, history) = self.timelines[uid].clone();
+        self.counter += 1;
+        let challenge = self.challenges.get(uid);
         let Some(Some(info)) = self.observed.keepers.get_mut(uid) else { return };
+        let before = info.clone();
+        info.answered = info.answered.as_ref().map(|old| challenge.unwrap_or(old).clone());
+        let follow = db.spec.follow_config.as_ref().filter(|_| db.spec.role == Some(Role::Standby));
+        info.upstream = follow.map(|follow| Upstream { db: follow.db_uid.clone(), refused: false });
         info.postgres_state = Some(PostgresState {
             uid: db.uid.clone(),
             generation: db.generation,
@@ -205,12 +222,39 @@ impl World {
             synchronous_standbys: Some(in_sync),
             ..Default::default()
         });
+        if *info != before {
+            info.info_uid = format!("i{}", self.counter);
+        }
     }
 
     fn position(&self, db: &Db, keeper: &str) -> u64 {
         let info = self.observed.keepers.get(keeper).and_then(Option::as_ref);
         let state = info.and_then(|info| info.postgres_state.as_ref());
         state.map_or(db.status.xlog_pos.max(1000), |state| state.xlog_pos.max(1000))
+    }
+
+    /// The keeper's standby has lost the master, and is refused there.
+    pub(super) fn refuse(&mut self, keeper: &str) {
+        self.counter += 1;
+        let record = format!("i{}", self.counter);
+        if let Some(Some(info)) = self.observed.keepers.get_mut(keeper)
+            && let Some(upstream) = &mut info.upstream
+        {
+            upstream.refused = true;
+            info.info_uid = record;
+        }
+    }
+
+    /// The sentinel has asked what the last plan wanted to know, and tried to connect.
+    pub(super) fn inquire(&mut self, refused: bool) {
+        let now = self.clock;
+        let token = self.inquiry.as_ref().map(|inquiry| inquiry.token.clone());
+        let old = self.observed.inquired.take().filter(|old| Some(&old.token) == token.as_ref());
+        let asked = old.as_ref().and_then(|old| old.asked).or(Some((now, Duration::ZERO)));
+        let still = old.and_then(|old| old.refused).filter(|(_, last)| now <= *last + PRESENT);
+        let since = still.map_or(now, |(since, _)| since);
+        let refused = refused.then_some((since, now));
+        self.observed.inquired = token.map(|token| Inquired { token, asked, refused });
     }
 
     pub(super) fn set_position(&mut self, keeper: &str, position: u64) {
