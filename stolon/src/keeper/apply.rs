@@ -38,7 +38,8 @@ impl Machine {
             Step::MarkInitialized(uid) => {
                 let init_pg_parameters = self.parameters.take();
                 self.sync_wait = Some(false);
-                self.apply_save_state(DbState { uid, generation: 0, initializing: false, init_pg_parameters })?;
+                let state = DbState { uid, init_pg_parameters, ..Default::default() };
+                self.apply_save_state(state)?;
                 process::remove_file(&self.dir.pgdata().join(super::resync::COPIED))
             }
             Step::Stop(why) => self.apply_stop(why).await,

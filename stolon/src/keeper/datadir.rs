@@ -39,6 +39,9 @@ pub struct DbState {
     /// Parameters that the instance had right after it was made.
     #[serde(rename = "InitPGParameters")]
     pub init_pg_parameters: Option<BTreeMap<String, String>>,
+    /// The applied generation made it a primary. Unknown in a file that Go wrote.
+    #[serde(rename = "Primary", skip_serializing_if = "Option::is_none")]
+    pub primary: Option<bool>,
 }
 
 /// The keeper's directory, locked for the life of the process.
@@ -269,7 +272,7 @@ mod tests {
     fn saved_state_comes_back_and_is_private() {
         let dir = tempfile::tempdir().unwrap();
         let keeper = KeeperDir::open(&dir.path().join("a/b"), true).unwrap();
-        let state = DbState { uid: "x".into(), generation: 7, initializing: true, init_pg_parameters: None };
+        let state = DbState { uid: "x".into(), generation: 7, initializing: true, ..Default::default() };
         keeper.save_db(&state).unwrap();
         assert_eq!(keeper.load_db().unwrap(), state);
         let mode = std::fs::metadata(keeper.root().join("dbstate")).unwrap().permissions().mode();

@@ -332,7 +332,12 @@ impl Context<'_> {
     /// Last steps of a pass that reached the wanted role.
     fn finish(&self, mut steps: Vec<Step>) -> Plan {
         steps.push(Step::RestartIfPending { automatic: self.spec.automatic_pg_restart });
-        let state = DbState { generation: self.db.generation, initializing: false, ..self.local.state.clone() };
+        let state = DbState {
+            generation: self.db.generation,
+            initializing: false,
+            primary: Some(self.db.spec.role == Some(Role::Master)),
+            ..self.local.state.clone()
+        };
         if state != self.local.state {
             steps.push(Step::SaveState(state));
         }

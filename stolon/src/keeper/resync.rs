@@ -93,6 +93,11 @@ impl Machine {
         if own.timeline < other.timeline {
             return Ok(());
         }
+        // A promotion that was called off came too late to be reported, so no proxy ever led to it.
+        if self.state.primary == Some(false) {
+            info!(timeline = own.timeline, "giving up a promotion that the cluster was never told of");
+            return Ok(());
+        }
         Err(KeeperError::Other(format!(
             "a primary runs here on timeline {}, but {}:{} is on {} only, so it is left alone; decide which one is right and, \
              if it is the other, stop this keeper and move its directory away",
@@ -290,6 +295,11 @@ impl Machine {
         Ok(parse_history(&session.history(timeline).await?))
     }
 
+    /// Up to where a followed primary has WAL; `None` for a standby.
+    async fn source_position(&self, source: &Source) -> Result<Option<u64>> {
+        self.connect_source(source).await?.flushed().await
+    }
+
     async fn connect_source(&self, source: &Source) -> Result<Session> {
         let port = source.port.parse();
         let port = port.map_err(|_| {
@@ -307,13 +317,19 @@ impl Machine {
         let deadline = Instant::now() + STREAM_LIMIT;
         // Where the followed server's timelines end; unknown if it can't be asked.
         let history = self.source_history(&resync.followed).await.unwrap_or_default();
+        let goal = self.source_position(&resync.followed).await.unwrap_or_default();
+        let mut begun = None;
         loop {
             let snapshot = self.sql().await?.snapshot().await?;
             if is_other_branch(snapshot.timeline, snapshot.lsn, &history) {
                 return Err(KeeperError::Other("it went on where the followed db's timeline turned off".into()));
             }
             if snapshot.receiving && snapshot.timeline >= resync.timeline {
-                return Ok(());
+                // A receiver calls itself streaming before it learns that the WAL it needs is gone.
+                let begun = *begun.get_or_insert(snapshot.lsn);
+                if snapshot.lsn > begun || goal.is_none_or(|goal| snapshot.lsn >= goal) {
+                    return Ok(());
+                }
             }
             if Instant::now() > deadline {
                 // A source that is gone is no fault of our data.

@@ -65,7 +65,7 @@ impl Case {
         let own = if keeper == "a" { "m" } else { "s" };
         let local = Local {
             cluster_uid: "cluster".into(),
-            state: DbState { uid: own.into(), generation: 2, ..Default::default() },
+            state: DbState { uid: own.into(), generation: 2, primary: Some(own == "m"), ..Default::default() },
             data: present(ControlState::Production, own == "s"),
             running: RUNNING,
             conf: None,
