@@ -36,12 +36,13 @@ pub struct Bins {
     ours: PathBuf,
     theirs: Option<PathBuf>,
     exchanged: BTreeSet<Kind>,
+    exchanged_keepers: BTreeSet<usize>,
 }
 
 impl Bins {
     /// Our programs, all in one directory.
     pub fn new(ours: impl Into<PathBuf>) -> Self {
-        Bins { ours: ours.into(), theirs: None, exchanged: BTreeSet::new() }
+        Bins { ours: ours.into(), theirs: None, exchanged: BTreeSet::new(), exchanged_keepers: BTreeSet::new() }
     }
 
     /// The directory of a program, such as `env!("CARGO_BIN_EXE_stolon-keeper")`.
@@ -66,17 +67,41 @@ impl Bins {
         self
     }
 
-    /// This component is another stolon's, which may know fewer flags than ours.
-    pub fn is_theirs(&self, kind: Kind) -> bool {
-        self.theirs.is_some() && self.exchanged.contains(&kind)
+    /// Takes this keeper from another stolon, the others remain.
+    pub fn exchange_keeper(mut self, theirs: impl Into<PathBuf>, index: usize) -> Self {
+        self.theirs = Some(theirs.into());
+        self.exchanged_keepers.insert(index);
+        self
     }
 
-    /// A command that runs the component.
-    pub fn command(&self, kind: Kind) -> Command {
-        let theirs = self.theirs.as_ref().filter(|_| self.exchanged.contains(&kind));
-        let mut command = Command::new(theirs.unwrap_or(&self.ours).join(kind.program()));
+    /// This component of another stolon.
+    pub(super) fn of_theirs(theirs: &Path, kind: Kind) -> Program {
+        Program { path: theirs.join(kind.program()), is_theirs: true }
+    }
+
+    /// The program of a component.
+    pub(super) fn program(&self, kind: Kind, index: usize) -> Program {
+        let exchanged =
+            self.exchanged.contains(&kind) || kind == Kind::Keeper && self.exchanged_keepers.contains(&index);
+        let theirs = self.theirs.as_ref().filter(|_| exchanged);
+        Program { path: theirs.unwrap_or(&self.ours).join(kind.program()), is_theirs: theirs.is_some() }
+    }
+}
+
+/// A program that can be run.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    path: PathBuf,
+    /// It is another stolon's, which may know fewer flags than ours.
+    pub(super) is_theirs: bool,
+}
+
+impl Program {
+    /// A command that runs it.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
         // PostgreSQL refuses root. Our programs change the user by themselves, Go's don't.
-        if theirs.is_some()
+        if self.is_theirs
             && let Some(user) = server_user()
         {
             use std::os::unix::process::CommandExt as _;

@@ -200,6 +200,22 @@ impl Lab {
         index
     }
 
+    /// Adds a sentinel and starts it, ours or that of another stolon in a directory; gives its index.
+    ///
+    /// # Panics
+    /// It can't be started.
+    pub fn add_sentinel(&mut self, theirs: Option<&Path>) -> usize {
+        let index = self.sentinels.len();
+        let site = Site { builder: &self.builder, dir: self.path(), etcd: &self.etcd, network: &self.network };
+        let mut sentinel = site.sentinel(index);
+        if let Some(theirs) = theirs {
+            sentinel.set_program(Bins::of_theirs(theirs, Kind::Sentinel));
+        }
+        sentinel.start();
+        self.sentinels.push(sentinel);
+        index
+    }
+
     pub(super) fn wanted_spec(&self) -> &Value {
         &self.builder.spec
     }
@@ -218,7 +234,7 @@ struct Site<'a> {
 }
 
 impl Site<'_> {
-    fn process(&self, kind: Kind, name: String, endpoints: &str, arguments: Vec<String>) -> Process {
+    fn process(&self, (kind, index): (Kind, usize), name: String, endpoints: &str, arguments: Vec<String>) -> Process {
         let level = std::env::var("LAB_LOG_LEVEL").unwrap_or_else(|_| "info".into());
         let mut all = owned(&["--cluster-name", CLUSTER, "--store-backend", "etcdv3", "--log-level", &level]);
         all.extend(owned(&["--store-endpoints", endpoints]));
@@ -228,8 +244,8 @@ impl Site<'_> {
             (Kind::Keeper, Auth::Scram) => secrets.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             _ => Vec::new(),
         };
-        let bins = self.builder.bins.clone();
-        Process::new(Parts { name, kind, bins, dir: self.dir.to_owned(), arguments: all, environment })
+        let program = self.builder.bins.program(kind, index);
+        Process::new(Parts { name, program, dir: self.dir.to_owned(), arguments: all, environment })
     }
 
     fn keeper(&self, index: usize) -> Result<Keeper> {
@@ -243,7 +259,7 @@ impl Site<'_> {
             }),
             false => None,
         };
-        let theirs = bins.is_theirs(Kind::Keeper);
+        let theirs = bins.program(Kind::Keeper, index).is_theirs;
         let method = match auth {
             Auth::Trust => "trust",
             Auth::Scram if theirs => "md5",
@@ -264,20 +280,20 @@ impl Site<'_> {
         }
         let own = keeper_arguments.iter().filter(|(of, _)| of.is_none_or(|of| of == index));
         arguments.extend(own.flat_map(|(_, arguments)| arguments.clone()));
-        let process = self.process(Kind::Keeper, uid.clone(), &endpoints, arguments);
+        let process = self.process((Kind::Keeper, index), uid.clone(), &endpoints, arguments);
         Ok(Keeper { uid, process, pg: self.endpoint(&port), root, port: Mutex::new(port), relays })
     }
 
     fn sentinel(&self, index: usize) -> Process {
         let arguments = self.builder.sentinel_arguments.clone();
-        self.process(Kind::Sentinel, format!("sentinel{index}"), &self.etcd.endpoints(), arguments)
+        self.process((Kind::Sentinel, index), format!("sentinel{index}"), &self.etcd.endpoints(), arguments)
     }
 
     fn proxy(&self, index: usize) -> Result<Proxy> {
         let port = Port::reserve()?;
         let mut arguments = owned(&["--port", &port.number().to_string()]);
         arguments.extend(self.builder.proxy_arguments.clone());
-        let process = self.process(Kind::Proxy, format!("proxy{index}"), &self.etcd.endpoints(), arguments);
+        let process = self.process((Kind::Proxy, index), format!("proxy{index}"), &self.etcd.endpoints(), arguments);
         Ok(Proxy { process, pg: self.endpoint(&port), _port: port })
     }
 

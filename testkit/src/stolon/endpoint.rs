@@ -89,6 +89,19 @@ impl Endpoint {
         Ok(last.unwrap_or_default())
     }
 
+    /// True if statements that write were confirmed within the time given: false while commits wait or nobody answers.
+    ///
+    /// # Panics
+    /// They fail for another reason than a lost session.
+    pub async fn confirms(&self, sql: &str, time: Duration) -> bool {
+        match tokio::time::timeout(time, self.try_one(sql)).await {
+            Ok(Err(Some(error))) if error.as_db_error().is_some_and(|error| !error.code().code().starts_with("57")) => {
+                panic!("{sql} at port {}: {error}", self.port())
+            }
+            outcome => matches!(outcome, Ok(Ok(_))),
+        }
+    }
+
     /// As [`Endpoint::try_one`], again and again until it succeeds: for statements that may run twice.
     ///
     /// # Panics

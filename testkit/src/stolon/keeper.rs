@@ -5,7 +5,7 @@ use super::postmaster::{self, Postmaster};
 use super::process::Process;
 use super::relay::Relay;
 use crate::port::Port;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -83,6 +83,31 @@ impl Keeper {
         }
     }
 
+    /// Sends a signal to one of PostgreSQL's processes, by a word of its title: `walreceiver`, `startup`, …
+    ///
+    /// # Panics
+    /// There is no such process within the limit.
+    pub async fn signal_backend(&self, title: &str, signal: Signal) {
+        let find = || self.postmaster().and_then(|postmaster| postmaster.child(title));
+        let mut found = find();
+        super::eventually(&format!("{} has a process {title}", self.uid), async || {
+            found = find();
+            found.is_some()
+        })
+        .await;
+        if let Some(pid) = found {
+            let _ = kill(pid, signal);
+        }
+    }
+
+    /// From now on this standby receives nothing more, although it and its keeper are well. [`Keeper::thaw`] ends it.
+    ///
+    /// # Panics
+    /// It does not stream within the limit.
+    pub async fn stop_receiving(&self) {
+        self.signal_backend("walreceiver", Signal::SIGSTOP).await;
+    }
+
     fn postmaster(&self) -> Option<Postmaster> {
         Postmaster::find(&self.pgdata())
     }
@@ -114,6 +139,14 @@ impl Keeper {
     /// The lab was built without relays.
     pub fn cut(&self) {
         self.cut_store();
+        self.cut_postgres();
+    }
+
+    /// Cuts all others off its PostgreSQL only.
+    ///
+    /// # Panics
+    /// The lab was built without relays.
+    pub fn cut_postgres(&self) {
         self.relays().postgres.cut();
     }
 

@@ -47,7 +47,7 @@ use tempfile::TempDir;
 /// Name of the cluster in a lab.
 pub const CLUSTER: &str = "lab";
 /// How long a test waits for anything. Generous: several labs share two cores.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(40);
 /// How much of each log a failed test shows.

@@ -48,6 +48,14 @@ impl Postmaster {
         }
     }
 
+    /// The child whose title contains a word, such as `walreceiver`.
+    pub(super) fn child(&self, title: &str) -> Option<Pid> {
+        let is = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.contains(title))
+        };
+        self.children().into_iter().find(is).map(Pid::from_raw)
+    }
+
     /// SIGKILL to all; returns when the postmaster is gone.
     pub(super) fn kill(&self) {
         self.signal_all(Signal::SIGKILL);

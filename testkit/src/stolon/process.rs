@@ -1,7 +1,7 @@
 //! A program under a test's control.
 
 use super::LIMIT;
-use super::bins::{Bins, Kind};
+use super::bins::Program;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::OpenOptions;
@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Process {
     name: String,
-    kind: Kind,
-    bins: Bins,
+    program: Program,
     log: PathBuf,
     arguments: Mutex<Vec<String>>,
     environment: Vec<(String, String)>,
@@ -26,8 +25,7 @@ pub struct Process {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) name: String,
-    pub(super) kind: Kind,
-    pub(super) bins: Bins,
+    pub(super) program: Program,
     pub(super) dir: PathBuf,
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,
@@ -40,9 +38,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Process {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { name, kind, bins, dir, arguments, environment } = parts;
+        let Parts { name, program, dir, arguments, environment } = parts;
         let log = dir.join(format!("{name}.log"));
-        Process { name, kind, bins, log, arguments: Mutex::new(arguments), environment, child: Mutex::new(None) }
+        Process { name, program, log, arguments: Mutex::new(arguments), environment, child: Mutex::new(None) }
+    }
+
+    pub(super) fn set_program(&mut self, program: Program) {
+        self.program = program;
     }
 
     /// Its name in logs.
@@ -60,7 +62,7 @@ impl Process {
             return;
         }
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("open a component's log");
-        let mut command = self.bins.command(self.kind);
+        let mut command = self.program.command();
         command
             .args(locked(&self.arguments).iter())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -2,11 +2,12 @@
 
 use super::bins::Kind;
 use super::{CLUSTER, LIMIT, Lab, PAUSE};
+use futures::StreamExt as _;
 use model::stolon::{ClusterData, ClusterPhase, Db, KeeperInfo};
 use std::collections::BTreeSet;
 use std::process::Output;
 use std::time::{Duration, Instant};
-use store::{Compare, Op};
+use store::{Compare, Op, Target, WatchEvent};
 
 /// What stolonctl says and the store holds.
 impl Lab {
@@ -15,7 +16,7 @@ impl Lab {
     /// # Panics
     /// It can't be started.
     pub async fn try_ctl(&self, arguments: &[&str]) -> Output {
-        let mut command = tokio::process::Command::from(self.bins().command(Kind::Ctl));
+        let mut command = tokio::process::Command::from(self.bins().program(Kind::Ctl, 0).command());
         command
             .args(["--cluster-name", CLUSTER, "--store-backend", "etcdv3", "--store-endpoints"])
             .arg(self.etcd.endpoints())
@@ -70,6 +71,36 @@ impl Lab {
                 return data;
             }
         }
+    }
+
+    /// The store's revision now, for [`Lab::history`].
+    ///
+    /// # Panics
+    /// The store can't be read.
+    pub async fn revision(&self) -> i64 {
+        self.store.list(&self.keys.clusterdata()).await.expect("read the store").revision
+    }
+
+    /// All versions of the cluster data that were written after a revision, in their order.
+    ///
+    /// # Panics
+    /// The store can't be read.
+    pub async fn history(&self, since: i64) -> Vec<ClusterData> {
+        let key = self.keys.clusterdata();
+        let last = self.store.get(&key).await.expect("read cluster data").map_or(0, |entry| entry.mod_revision);
+        let mut changes = self.store.watch(Target::Key(key), since).await.expect("watch cluster data");
+        let mut history = Vec::new();
+        let mut seen = since;
+        while seen < last {
+            let batch = changes.next().await.expect("the watch goes on").expect("changes");
+            for event in batch.events {
+                if let WatchEvent::Put(entry) = event {
+                    seen = entry.mod_revision;
+                    history.push(ClusterData::parse(&entry.value).expect("cluster data that can be read"));
+                }
+            }
+        }
+        history
     }
 
     /// What a keeper has published.
