@@ -69,7 +69,7 @@ async fn readers_stay_on_standbys_through_a_failover() {
 
 #[tokio::test]
 async fn who_tries_again_once_sees_no_error_of_a_failover() {
-    let lab = lab().synchronous(1, 1).proxy_arguments(&["--hold-connections", "50s"]).up().await;
+    let lab = lab().keepers(3).synchronous(1, 1).proxy_arguments(&["--hold-connections", "50s"]).up().await;
     let old = lab.master().await;
     let client = lab.proxy(0).pg.connect().await;
     client.batch_execute("CREATE TABLE t(i int)").await.unwrap();
