@@ -1,7 +1,6 @@
 //! No acknowledged commit is lost in synchronous mode, whatever dies and whoever leads.
 
 use super::world::World;
-use crate::sentinel::plan::Memory;
 use model::DbUid;
 use model::stolon::Role;
 use model::stolon::ext::Action;
@@ -186,7 +185,7 @@ impl Cluster {
             Event::Proxies => self.proxies(),
             Event::Plan => self.plan(),
             Event::Pass(millis) => self.world.clock += Duration::from_millis(millis.into()),
-            Event::NewLeader => self.world.memory = Memory::default(),
+            Event::NewLeader => self.world.new_leader(),
             Event::Priority(k, priority) => self.world.set_priority(&name(k), priority.into()),
             Event::Ask(k) => self.world.ask(Action::Switchover(name(k).as_str().into())),
             Event::Withdraw => self.world.observed.operation = None,

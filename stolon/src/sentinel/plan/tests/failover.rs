@@ -1,7 +1,7 @@
 //! Beginning, replacement of masters, the fence, and the switch by priority.
 
 use super::world::World;
-use crate::sentinel::plan::{Memory, Reason};
+use crate::sentinel::plan::Reason;
 use model::stolon::{ClusterPhase, DbInitMode, Role};
 use serde_json::json;
 
@@ -108,7 +108,7 @@ fn a_lease_below_the_fail_interval_waits_for_the_rest() {
 fn a_new_leader_needs_no_new_fail_interval() {
     let mut world = World::running(fast(), 3);
     world.kill("k1");
-    world.memory = Memory::default();
+    world.new_leader();
     world.plan();
     assert_ne!(world.master(), "k1");
 }
@@ -119,7 +119,7 @@ fn after_a_power_cut_the_old_master_gets_its_time_to_come_back() {
     for uid in ["k1", "k2"] {
         world.kill(uid);
     }
-    world.memory = Memory::default();
+    world.new_leader();
     world.plan();
     world.pass(60);
     world.plan();
@@ -136,7 +136,7 @@ fn after_a_power_cut_the_old_master_gets_its_time_to_come_back() {
         world.kill(uid);
     }
     world.start_keeper("k2");
-    world.memory = Memory::default();
+    world.new_leader();
     world.settle();
     assert_eq!(world.master(), "k1");
     world.pass(5);
@@ -186,7 +186,7 @@ fn go_keepers_have_the_info_uid_rule() {
 fn a_new_leader_judges_go_keepers_only_after_the_fail_interval() {
     let mut world = World::running(fast(), 2);
     world.go();
-    world.memory = Memory::default();
+    world.new_leader();
     for _ in 0..6 {
         world.plan();
         assert!(world.data.keepers.values().all(|keeper| keeper.status.healthy));
@@ -487,7 +487,7 @@ fn a_leader_that_dies_in_a_switch_is_followed_by_one_that_opens_again() {
     world.pass(2);
     world.plan();
     assert_eq!(world.proxied(), None);
-    world.memory = Memory::default();
+    world.new_leader();
     world.plan();
     assert_eq!(world.proxied(), None, "not before the proxies confirmed");
     world.proxies_work();

@@ -1,7 +1,7 @@
 //! Switchovers that an operator asks for.
 
 use super::world::World;
-use crate::sentinel::plan::{Memory, Reason};
+use crate::sentinel::plan::Reason;
 use model::stolon::Role;
 use model::stolon::ext::{Action, Phase};
 use serde_json::json;
@@ -79,7 +79,7 @@ fn lower_priority_is_not_undone_until_released() {
     assert_eq!(world.proxied(), Some("k2"));
     assert_eq!(world.observed.preference.as_ref().map(|p| p.keeper.as_str()), Some("k2"));
     world.observed.operation = None;
-    world.memory = Memory::default();
+    world.new_leader();
     steps(&mut world, 100);
     assert_eq!(world.proxied(), Some("k2"), "not even by a new leader");
     world.observed.preference = None;
@@ -172,7 +172,7 @@ fn a_switchover_that_is_given_up_is_not_begun_again() {
 fn a_leader_that_dies_in_the_middle_is_followed_by_one_that_goes_on() {
     let mut world = asked(synchronous(), "k2");
     world.plan();
-    world.memory = Memory::default();
+    world.new_leader();
     steps(&mut world, 60);
     assert_eq!(world.proxied(), Some("k2"));
     assert_eq!(world.progress().map(|(phase, _)| phase), Some(Phase::Done));
@@ -272,7 +272,7 @@ fn a_hand_over_that_fails_is_taken_back() {
             }
             if case == 3 {
                 world.observed.operation = None;
-                world.memory = Memory::default();
+                world.new_leader();
             }
             for _ in 0..120 {
                 world.clock += Duration::from_millis(100);

@@ -1,7 +1,7 @@
 //! What must hold after every single plan, and random histories to find one after which it does not.
 
 use super::world::World;
-use crate::sentinel::plan::{Memory, Planned, Reason, plan};
+use crate::sentinel::plan::{Planned, Reason, plan};
 use model::DbUid;
 use model::stolon::ClusterPhase;
 use model::stolon::ext::Action;
@@ -79,7 +79,7 @@ fn check_election(world: &World, planned: &Planned) {
     assert!(before.keepers[keeper].status.can_be_master != Some(false));
     if master.spec.synchronous_replication {
         let holds = |list: &Option<Vec<DbUid>>| list.iter().flatten().any(|uid| uid == new);
-        let info = world.observed.keepers[keeper].as_ref();
+        let info = world.observed.keepers.get(keeper).and_then(Option::as_ref);
         let handed_over = info.and_then(|info| info.handed_over.as_ref()).is_some_and(|done| done.db == *new);
         let former = (before.dbs[new].is_master_type() || handed_over) && before.proxy.spec.master_db_uid.is_empty();
         assert!(holds(&master.spec.synchronous_standbys));
@@ -186,7 +186,7 @@ fn happen(world: &mut World, event: Event) {
         Event::Plan => {
             world.plan();
         }
-        Event::NewLeader => world.memory = Memory::default(),
+        Event::NewLeader => world.new_leader(),
         Event::Pass(millis) => world.clock += std::time::Duration::from_millis(millis.into()),
         Event::Priority(k, priority) => {
             if world.data.keepers.contains_key(name(k).as_str()) {

@@ -158,9 +158,7 @@ impl World {
 
     pub(super) fn keeper_works(&mut self, uid: &str) {
         let Some(db) = self.data.db_of_keeper(&uid.into()).cloned() else {
-            if let Some(Some(info)) = self.observed.keepers.get_mut(uid) {
-                info.postgres_state = None;
-            }
+            self.report(&uid.into(), |info| info.postgres_state = None);
             return;
         };
         let master = self.data.dbs.get(&self.data.cluster.status.master).map(|db| db.spec.keeper_uid.clone());
@@ -202,14 +200,9 @@ impl World {
         };
         let in_sync: Vec<DbUid> = in_sync.into_iter().filter(alive).collect();
         let (_, timeline, history) = self.timelines[uid].clone();
-        self.counter += 1;
-        let challenge = self.challenges.get(uid);
-        let Some(Some(info)) = self.observed.keepers.get_mut(uid) else { return };
-        let before = info.clone();
-        info.answered = info.answered.as_ref().map(|old| challenge.unwrap_or(old).clone());
         let follow = db.spec.follow_config.as_ref().filter(|_| db.spec.role == Some(Role::Standby));
-        info.upstream = follow.map(|follow| Upstream { db: follow.db_uid.clone(), refused: false });
-        info.postgres_state = Some(PostgresState {
+        let upstream = follow.map(|follow| Upstream { db: follow.db_uid.clone(), refused: false });
+        let state = PostgresState {
             uid: db.uid.clone(),
             generation: db.generation,
             listen_address: "127.0.0.1".into(),
@@ -221,7 +214,18 @@ impl World {
             timelines_history: history,
             synchronous_standbys: Some(in_sync),
             ..Default::default()
-        });
+        };
+        self.report(&uid.into(), |info| (info.upstream, info.postgres_state) = (upstream, Some(state)));
+    }
+
+    /// A living keeper publishes what changed, and what it was asked for.
+    fn report(&mut self, keeper: &KeeperUid, change: impl FnOnce(&mut KeeperInfo)) {
+        self.counter += 1;
+        let challenge = self.challenges.get(keeper);
+        let Some(Some(info)) = self.observed.keepers.get_mut(keeper) else { return };
+        let before = info.clone();
+        info.answered = info.answered.as_ref().map(|old| challenge.unwrap_or(old).clone());
+        change(info);
         if *info != before {
             info.info_uid = format!("i{}", self.counter);
         }
@@ -255,6 +259,13 @@ impl World {
         let since = still.map_or(now, |(since, _)| since);
         let refused = refused.then_some((since, now));
         self.observed.inquired = token.map(|token| Inquired { token, asked, refused });
+    }
+
+    /// Another process leads, which has watched and asked nothing yet.
+    pub(super) fn new_leader(&mut self) {
+        self.memory = Memory::default();
+        self.inquiry = None;
+        self.observed.inquired = None;
     }
 
     pub(super) fn set_position(&mut self, keeper: &str, position: u64) {
