@@ -9,7 +9,7 @@ use super::postgres::conf;
 use super::postgres::in_force::{self, Backend};
 use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
-use super::trash;
+use super::{trash, waldir};
 use chrono::Utc;
 use model::stolon::{NewConfig, Problem};
 use std::collections::BTreeSet;
@@ -135,7 +135,7 @@ impl Machine {
         if *data_checksums {
             command.arg("--data-checksums");
         }
-        command.arg("--no-sync");
+        command.arg("--no-sync").args(self.fresh_wal_dir());
         let result = binaries::run("initdb", command).await;
         process::remove_file(&file)?;
         result?;
@@ -174,6 +174,7 @@ impl Machine {
 
     pub(super) async fn apply_start(&mut self, settings: Vec<String>) -> Result<()> {
         self.session.close().await;
+        self.place_wal().await;
         let pgdata = self.dir.pgdata();
         super::datadir::ensure_socket_dir(&self.config.socket_dir, self.dir.root())?;
         let options =
@@ -195,6 +196,21 @@ impl Machine {
         };
         self.acted();
         result
+    }
+
+    /// For programs that make an instance.
+    pub(super) fn fresh_wal_dir(&self) -> Option<String> {
+        let dir = self.config.wal_dir.as_deref()?;
+        Some(format!("--waldir={}", waldir::fresh(dir, Utc::now()).display()))
+    }
+
+    /// Moves the WAL if the flag has changed. If it can't be moved, having it in the old place is better than nothing.
+    async fn place_wal(&self) {
+        let (pgdata, wal_dir) = (self.dir.pgdata(), self.config.wal_dir.clone());
+        let work = tokio::task::spawn_blocking(move || waldir::settle(&pgdata, wal_dir.as_deref(), Utc::now()));
+        if let Ok(Err(error)) = work.await {
+            warn!(%error, "the WAL could not be moved, going on with it in its old place");
+        }
     }
 
     /// What a start says about the configuration.

@@ -26,6 +26,9 @@ pub struct Args {
     /// The keeper's directory; PostgreSQL's data is in its subdirectory postgres
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Directory for PostgreSQL's WAL; by default it stays with the data. Existing WAL is moved at the next start
+    #[arg(long, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
     /// PostgreSQL's listen_addresses
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     pub pg_listen_address: String,
@@ -134,6 +137,8 @@ pub struct Config {
     pub uid: Option<KeeperUid>,
     /// The keeper's directory.
     pub data_dir: PathBuf,
+    /// Where WAL goes; `None` leaves it with the data.
+    pub wal_dir: Option<PathBuf>,
     /// `listen_addresses`.
     pub listen_address: String,
     /// `port`.
@@ -174,7 +179,13 @@ impl Args {
         {
             return Err(usage(format!("--uid \"{uid}\" is not valid; use a-z, 0-9 and _ only")));
         }
+        if let Some(dir) = self.wal_dir.as_ref().filter(|dir| !dir.is_absolute()) {
+            return Err(usage(format!("--wal-dir {} is not an absolute path", dir.display())));
+        }
         let data_dir = self.data_dir.clone().ok_or_else(|| usage("--data-dir is missing; name a directory".into()))?;
+        if self.wal_dir.as_ref().is_some_and(|dir| dir.starts_with(data_dir.join("postgres"))) {
+            return Err(usage("--wal-dir is inside PostgreSQL's own directory; name another one".into()));
+        }
         for (flag, value) in
             [("--pg-listen-address", &self.pg_listen_address), ("--pg-repl-username", &self.pg_repl_username)]
         {
@@ -201,6 +212,7 @@ impl Args {
         Ok(Config {
             uid: self.uid.as_deref().map(KeeperUid::from),
             data_dir,
+            wal_dir: self.wal_dir.clone(),
             listen_address: self.pg_listen_address.clone(),
             port: self.pg_port,
             advertise_address: pick(&self.pg_advertise_address, &self.pg_listen_address),
@@ -334,6 +346,8 @@ mod tests {
         for bad in [
             vec![],
             [&TRUST[..], &["--uid", "A-b"]].concat(),
+            [&TRUST[..], &["--wal-dir", "wal"]].concat(),
+            [&TRUST[..], &["--wal-dir", "/d/postgres/wal"]].concat(),
             [&TRUST[..], &["--pg-su-password", "x"]].concat(),
             [&su_trust[..], &["--pg-repl-password", "x", "--pg-repl-passwordfile", "/f"]].concat(),
             [&su_trust[..], &["--pg-repl-passwordfile", "/nonexistent/file"]].concat(),

@@ -26,6 +26,7 @@ pub mod publish;
 mod resync;
 mod trash;
 pub mod upstream;
+mod waldir;
 
 use crate::access::random_uid;
 use anyhow::{Context as _, bail};
@@ -65,7 +66,9 @@ pub fn main(args: &Args) -> anyhow::Result<()> {
     let config = args.config(&os_user.name)?;
     args.warn();
     if privileges::is_root() {
-        hand_over(&config.data_dir, &os_user)?;
+        for dir in std::iter::once(&config.data_dir).chain(&config.wal_dir) {
+            hand_over(dir, &os_user)?;
+        }
         privileges::leave_root()?;
     }
     common::runtime::block_on(run(args, config, keys))
@@ -92,6 +95,8 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
         bail!("PostgreSQL {} is too old; version 15 or later is wanted", version.major);
     }
     config.tls.check().context("TLS to the other members' PostgreSQL")?;
+    config.wal_dir.as_deref().map_or(Ok(()), waldir::check)?;
+    waldir::recover(&dir.pgdata())?;
     let passfile = conninfo::passfile(&[&config.su, &config.repl]);
     if let Some(text) = &passfile {
         write_file(&dir.passfile(), text.as_bytes())?;

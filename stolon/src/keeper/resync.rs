@@ -246,7 +246,7 @@ impl Machine {
         let conninfo = conninfo::tool(&resync.followed, &self.config.repl.user, &resync.slot, &self.secrets(), "");
         let mut command = self.binaries.command("pg_basebackup");
         command.arg("-D").arg(target).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
-        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]);
+        command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]).args(self.fresh_wal_dir());
         match binaries::run("pg_basebackup", command).await {
             Ok(()) => {}
             Err(KeeperError::Tool { tail, .. })

@@ -6,6 +6,7 @@
 use super::datadir::make_private_dir;
 use super::error::{KeeperError, Result, io};
 use super::postgres::process;
+use super::waldir;
 use chrono::{DateTime, Utc};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ pub(super) fn delete_garbage(directory: &Path) -> Result<()> {
         return Ok(());
     }
     warn!(directory = %directory.display(), "deleting what an interrupted initialisation left");
+    waldir::remove_of(directory);
     // A mount point can be emptied but not removed.
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
@@ -80,6 +82,7 @@ pub(super) fn prune(root: &Path, keep: usize) -> Result<()> {
     names.sort();
     for old in &names[..names.len().saturating_sub(keep)] {
         warn!(directory = %old.display(), "deleting an old replaced copy from trash");
+        waldir::remove_of(old);
         io(std::fs::remove_dir_all(old), "delete", old)?;
     }
     Ok(())

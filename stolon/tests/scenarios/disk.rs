@@ -80,3 +80,24 @@ async fn a_full_disk_is_told_loses_nothing_and_is_recovered_from() {
     drop(lab);
     drop(disk);
 }
+
+#[tokio::test]
+async fn wal_lives_where_the_flag_says() {
+    let lab = lab().prepare().await;
+    let wal_dir = |keeper: usize| lab.path().join(format!("wal{keeper}"));
+    let place = |keeper: usize| std::fs::read_link(lab.keeper(keeper).pgdata().join("pg_wal")).ok();
+    lab.keeper(1).process.set_argument("--wal-dir", wal_dir(1).to_str().unwrap());
+    lab.init().await;
+    lab.start_all();
+    lab.ready().await;
+    lab.proxy(0).pg.one("CREATE TABLE t AS SELECT 1 AS n").await;
+    assert!(place(0).is_none() && place(1).unwrap().starts_with(wal_dir(1)));
+    // It moves at the next start, whoever is master by then.
+    lab.keeper(0).stop().await;
+    lab.keeper(0).process.set_argument("--wal-dir", wal_dir(0).to_str().unwrap());
+    lab.keeper(0).start();
+    eventually("the WAL is moved", async || place(0).is_some_and(|place| place.starts_with(wal_dir(0)))).await;
+    lab.ready().await;
+    lab.caught_up(0).await;
+    assert_eq!(lab.keeper(0).pg.one("SELECT n FROM t").await, "1");
+}
