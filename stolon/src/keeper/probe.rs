@@ -4,7 +4,7 @@ use super::error::Result;
 use super::postgres::conf::{self, Parameters};
 use super::postgres::control;
 use super::postgres::process;
-use super::postgres::sql::{Liveness, SharedSession, Snapshot, Standby, Target, liveness};
+use super::postgres::sql::{Liveness, Reply, SharedSession, Snapshot, Standby, Target, liveness};
 use super::upstream::Followed;
 use model::DbUid;
 use model::stolon::TimelineHistory;
@@ -24,6 +24,10 @@ const BUSY: Duration = Duration::from_millis(150);
 const BUSY_LIMIT: Duration = Duration::from_secs(60);
 /// A server that is alive but gives no answer counts as healthy for so long.
 const SLOW_LIMIT: Duration = Duration::from_secs(10);
+/// A standby that owes a confirmation and sends nothing at all for so long is not in sync, though its connection still
+/// stands: PostgreSQL itself gives it up only after `wal_sender_timeout`, a minute. Standbys that work reply every time
+/// they write or flush.
+const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 /// How often the WAL directory is listed.
 const WAL_LISTING: Duration = Duration::from_secs(10);
 
@@ -187,7 +191,11 @@ impl Probe {
             wake.notify_one();
         });
         let session = session.await?;
-        let mut snapshot = session.snapshot().await?;
+        let (mut snapshot, replies) = session.snapshot_and_replies().await?;
+        let silent = memory.silence.update(&replies, Instant::now());
+        for standby in snapshot.standbys.iter_mut().filter(|standby| silent.contains(&standby.db)) {
+            standby.sync = false;
+        }
         // A standby without a receiver knows its timeline from the control file only, which may lag behind.
         memory.timeline = memory.timeline.max(snapshot.timeline);
         snapshot.timeline = memory.timeline;
@@ -231,6 +239,25 @@ struct Memory {
     busy_since: Option<Instant>,
     busy_with: Option<Watched>,
     session_lost: Arc<Notify>,
+    silence: Silence,
+}
+
+/// Standbys that owe a confirmation: the last reply of each, and since when there was no other.
+#[derive(Debug, Default)]
+struct Silence(BTreeMap<String, (String, Instant)>);
+
+impl Silence {
+    /// Takes in what was seen now. Gives those that have been silent for too long.
+    fn update(&mut self, replies: &[Reply], now: Instant) -> BTreeSet<String> {
+        let mut next = BTreeMap::new();
+        for Reply { db, at, .. } in replies.iter().filter(|reply| reply.owes) {
+            let since = self.0.get(db).filter(|(last, _)| last == at).map_or(now, |(_, since)| *since);
+            next.insert(db.clone(), (at.clone(), since));
+        }
+        self.0 = next;
+        let silent = self.0.iter().filter(|(_, (_, since))| now.duration_since(*since) >= SILENCE_LIMIT);
+        silent.map(|(db, _)| db.clone()).collect()
+    }
 }
 
 impl Memory {
@@ -366,6 +393,19 @@ mod tests {
         assert!(expects_change(&watched, &probed(&[("a", true, false)])));
         assert!(!expects_change(&watched, &probed(&[("a", true, true)])));
         assert!(!expects_change(&Watched { pid: None, ..watched }, &probed(&[])));
+    }
+
+    #[test]
+    fn standbys_that_owe_a_confirmation_and_say_nothing_are_silent() {
+        let mut silence = Silence::default();
+        let start = Instant::now();
+        let mut look = |seconds, owes, at: &str| {
+            let reply = Reply { db: "a".into(), owes, at: at.into() };
+            silence.update(&[reply], start + Duration::from_secs(seconds)).len()
+        };
+        assert_eq!((look(0, true, "1"), look(1, true, "1"), look(2, true, "1")), (0, 0, 1));
+        assert_eq!((look(9, true, "2"), look(10, true, "3"), look(13, true, "3")), (0, 0, 1));
+        assert_eq!((look(14, false, "3"), look(15, true, "3"), look(16, true, "3")), (0, 0, 0));
     }
 
     #[test]

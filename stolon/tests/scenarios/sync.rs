@@ -169,6 +169,12 @@ async fn with_a_minimum_of_zero_the_master_goes_on_alone_and_nobody_else_is_elec
     let writer = lab.writer().await;
     writer.progress(20).await;
     let (master, standby) = (lab.master().await, lab.standbys().await[0]);
+    // Well, but its receiver hangs: commits wait for it no longer than necessary, and again once it has caught up.
+    lab.keeper(standby).stop_receiving().await;
+    lab.wait("commits wait for nobody", |data| wanted(&lab, data).is_empty()).await;
+    writer.progress(20).await;
+    lab.keeper(standby).thaw();
+    lab.wait("it is in sync again", |data| lab.confirmed(data) == [standby].into()).await;
     lab.keeper(standby).kill();
     lab.wait("commits wait for nobody", |data| wanted(&lab, data).is_empty()).await;
     writer.progress(20).await;

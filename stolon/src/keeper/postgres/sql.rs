@@ -150,6 +150,17 @@ pub struct Standby {
     pub flushed: u64,
 }
 
+/// When a standby was last heard of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The db.
+    pub db: String,
+    /// It was sent something that it has not confirmed.
+    pub owes: bool,
+    /// The time of its last reply, by its own clock: good only for telling one reply from another.
+    pub at: String,
+}
+
 /// Statements with passwords must not come into PostgreSQL's log, whatever the instance's parameters are. The server
 /// decides about logging for a whole query string before it runs the first statement of it, so these go ahead.
 const LOG_NO_STATEMENTS: &str = "SET log_statement = 'none'; SET log_min_duration_statement = -1; \
@@ -172,7 +183,10 @@ const SNAPSHOT: &str = "\
       ARRAY(SELECT application_name || ' ' || coalesce(state, '-') || ' ' || coalesce(sync_state, '-') || ' ' || \
               coalesce(flush_lsn - '0/0', 0) \
             FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1), \
-      (SELECT max(pid) FROM pg_stat_wal_receiver WHERE status = 'streaming') \
+      (SELECT max(pid) FROM pg_stat_wal_receiver WHERE status = 'streaming'), \
+      ARRAY(SELECT application_name || ' ' || coalesce(sent_lsn > flush_lsn, false)::int || ' ' || \
+              coalesce(extract(epoch FROM reply_time), 0) \
+            FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' ORDER BY 1) \
     FROM (SELECT pg_is_in_recovery() AS recovery) r, pg_control_system() s, pg_control_checkpoint() c, \
          pg_control_recovery() v";
 
@@ -198,11 +212,20 @@ impl Session {
     /// # Errors
     /// The query fails.
     pub async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(self.snapshot_and_replies().await?.0)
+    }
+
+    /// The same, and when each standby was last heard of.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn snapshot_and_replies(&self) -> Result<(Snapshot, Vec<Reply>)> {
         let row = self.within("look at postgres", self.client.query_one(SNAPSHOT, &[])).await?;
         let lsn: Option<String> = row.get(3);
         let timeline: Option<i64> = row.get(2);
         let standbys: Vec<String> = row.get(5);
-        Ok(Snapshot {
+        let replies: Vec<String> = row.get(7);
+        let snapshot = Snapshot {
             in_recovery: row.get(0),
             system_id: row.get(1),
             timeline: timeline.and_then(|timeline| u64::try_from(timeline).ok()).unwrap_or(0),
@@ -210,7 +233,8 @@ impl Session {
             receiving: row.get(4),
             receiver: row.get(6),
             standbys: standbys.iter().filter_map(|row| parse_standby(row)).collect(),
-        })
+        };
+        Ok((snapshot, replies.iter().filter_map(|row| parse_reply(row)).collect()))
     }
 
     /// It is in recovery: a standby.
@@ -378,6 +402,12 @@ fn parse_standby(row: &str) -> Option<Standby> {
     let (db, state, sync, flushed) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let flushed = flushed.parse().ok()?;
     Some(Standby { db: db.to_owned(), streaming: state == "streaming", sync: sync == "sync", flushed })
+}
+
+fn parse_reply(row: &str) -> Option<Reply> {
+    let mut parts = row.strip_prefix("stolon_")?.rsplitn(3, ' ');
+    let (at, owes, db) = (parts.next()?.to_owned(), parts.next()? == "1", parts.next()?.to_owned());
+    Some(Reply { db, owes, at })
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl Planner<'_> {
     }
 
     /// It was stopped as the master, and has followed nobody since.
-    fn is_handed_over(&self, db: &Db) -> bool {
+    pub(super) fn is_handed_over(&self, db: &Db) -> bool {
         let info = info_of(&self.data, self.observed, &db.spec.keeper_uid);
         info.and_then(|info| info.handed_over.as_ref()).is_some_and(|done| done.db == db.uid)
     }

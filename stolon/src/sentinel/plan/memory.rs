@@ -32,6 +32,9 @@ pub struct Memory {
     pub(super) suspicion: Option<super::suspicion::Suspicion>,
     /// A keeper that is given up although its lease has not ended, and the last record it wrote: the next one clears it.
     pub(super) condemned: Option<(KeeperUid, String)>,
+    /// Standbys that left the synchronous set because their master lost touch with them; that master, and the position
+    /// that proves that it has found them again.
+    pub(super) detached: BTreeMap<DbUid, (DbUid, u64)>,
 }
 
 /// How a keeper's record is to be taken.
@@ -97,6 +100,8 @@ pub(super) struct DbMemory {
     pub(super) xlog_since: Duration,
     /// Standbys last reported in sync.
     pub(super) in_sync: Vec<DbUid>,
+    /// Standbys that commits wait for and that are not reported in sync, and since when.
+    pub(super) missing: BTreeMap<DbUid, Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +140,8 @@ pub fn track(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memo
         next.first_keeper.get_or_insert(now.clock);
     }
     next.dbs = track_dbs(now.clock, data, observed, &next, reviving);
+    // Another master may have been elected at an earlier position, and may be in touch with them.
+    next.detached.retain(|uid, (master, _)| data.dbs.contains_key(uid) && *master == data.cluster.status.master);
     next.proxies = track_proxies(now.clock, observed, &next);
     next
 }
@@ -290,6 +297,17 @@ impl Memory {
     }
 }
 
+impl DbMemory {
+    /// Whom commits wait for in vain. While the keeper still applies the list, nobody is to blame; nor for a time in
+    /// which the store could not be followed.
+    fn track_missing(&mut self, now: Duration, connected_since: Duration, db: &Db, applied: i64) {
+        let wanted = db.spec.synchronous_standbys.iter().flatten().filter(|_| applied == db.generation);
+        let missing = wanted.filter(|uid| !self.in_sync.contains(uid));
+        let since = |uid| self.missing.get(uid).copied().unwrap_or(now).max(connected_since);
+        self.missing = missing.map(|uid| (uid.clone(), since(uid))).collect();
+    }
+}
+
 fn track_dbs(
     now: Duration,
     data: &ClusterData,
@@ -305,6 +323,7 @@ fn track_dbs(
             xlog_pos: db.status.xlog_pos,
             xlog_since: now,
             in_sync: Vec::new(),
+            missing: BTreeMap::new(),
         });
         if kept.convergence.0 != db.generation {
             kept.convergence = (db.generation, now);
@@ -324,10 +343,12 @@ fn track_dbs(
                     (kept.xlog_pos, kept.xlog_since) = (state.xlog_pos, now);
                 }
                 kept.in_sync = state.synchronous_standbys.clone().unwrap_or_default();
+                kept.track_missing(now, observed.connected_since, db, state.generation);
             }
             (Freshness::Fresh | Freshness::Stale, _) => {
                 // Who was in sync with an instance that is ill now proves nothing about what it committed since.
                 kept.in_sync.clear();
+                kept.missing.clear();
                 kept.error.get_or_insert(Timer::new(now, Duration::ZERO));
             }
         }

@@ -6,6 +6,10 @@ use super::switch::Switching;
 use super::{Planner, Reason};
 use model::stolon::{ClusterRole, FollowType, Role};
 use model::{DbUid, KeeperUid};
+use std::time::Duration;
+
+/// A master that a clean switch stopped is waited for so long: its last checkpoint, and a start.
+const STOPPED_LIMIT: Duration = Duration::from_secs(30);
 
 impl Planner<'_> {
     pub(super) fn operate(&mut self) {
@@ -57,13 +61,32 @@ impl Planner<'_> {
     fn master_failure(&mut self, master: &DbUid) -> Option<String> {
         let healthy = self.db(master).is_some_and(|db| db.status.healthy);
         let limit = self.spec.convergence_timeout;
-        if !healthy {
+        if self.is_stopped_on_purpose(master) && !healthy {
+            None
+        } else if !healthy {
             Some(self.evidence(master).to_owned())
         } else if self.convergence(master, limit) == Convergence::Failed {
             Some(format!("it did not apply the wanted generation within {limit}"))
         } else {
             None
         }
+    }
+
+    /// It is not well because a clean switch stops it, or has stopped it and was given up. Without synchronous
+    /// replication nobody but itself surely has every commit, so its keeper gets the time to bring it back, as long as
+    /// that keeper lives. A leader that knows nothing of the switch sees it in the role, or in the keeper's record.
+    fn is_stopped_on_purpose(&mut self, master: &DbUid) -> bool {
+        let Some(db) = self.db(master) else { return false };
+        let follow = db.spec.follow_config.as_ref().and_then(|follow| follow.kind);
+        let handed_over = db.spec.role == Some(Role::Standby) && follow == Some(FollowType::Internal);
+        let resumed = !handed_over && db.status.healthy && db.converged();
+        let alone = !db.spec.synchronous_replication;
+        let lives = self.keeper_of(db).is_some_and(|keeper| keeper.status.healthy);
+        let seen = handed_over || (!resumed && self.is_handed_over(db));
+        let since = self.memory.switch.stopped.take().filter(|(uid, _)| uid == master && !resumed);
+        let since = since.or_else(|| seen.then(|| (master.clone(), self.now.clock)));
+        self.memory.switch.stopped.clone_from(&since);
+        lives && alone && since.is_some_and(|(_, since)| !self.passed(since, STOPPED_LIMIT))
     }
 
     /// What shows that the master is not healthy.

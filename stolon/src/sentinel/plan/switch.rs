@@ -53,6 +53,8 @@ pub(super) struct SwitchMemory {
     running: Option<Switch>,
     /// Failed attempts, and when the next one may begin.
     failures: (u32, Duration),
+    /// A master that was stopped to be handed over and does not serve again yet, and since when.
+    pub(super) stopped: Option<(DbUid, Duration)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -319,7 +321,8 @@ impl Planner<'_> {
         } else if switch.request == self.request_id() {
             self.end_request(Phase::Failed, &format!("given up: {why}; the master stays and proxies are opened again"));
         }
-        self.memory.switch = SwitchMemory { failures, ..Default::default() };
+        let stopped = self.memory.switch.stopped.take();
+        self.memory.switch = SwitchMemory { failures, stopped, ..Default::default() };
         self.say(Reason::SwitchAbandoned { to: switch.to.clone(), why });
         if self.db(&switch.from).is_some_and(|db: &Db| db.status.healthy && db.is_master_type()) {
             self.open_proxies(&switch.from);

@@ -28,6 +28,8 @@ struct Member {
     position: u64,
     /// May be added.
     eligible: bool,
+    /// The master does not get its confirmations.
+    detached: bool,
 }
 
 struct Limits {
@@ -101,6 +103,7 @@ impl Planner<'_> {
         for uid in uids {
             let class = self.class(&uid);
             let valid = self.validity(&uid, master) == Validity::Valid;
+            let detached = self.detached(&uid, master);
             let Some(db) = self.db(&uid) else { continue };
             let able = self.keeper_of(db).is_some_and(|k| k.status.can_be_synchronous_replica != Some(false));
             members.push(Member {
@@ -108,13 +111,31 @@ impl Planner<'_> {
                 healthy: db.status.healthy,
                 priority: self.priority(db),
                 position: db.status.xlog_pos,
-                eligible: able && class == Class::Good && valid && Some(db.status.timeline_id) == timeline,
+                eligible: able && class == Class::Good && valid && !detached && Some(db.status.timeline_id) == timeline,
+                detached,
                 uid,
             });
         }
         // Whom to take first: the most advanced, as in an election.
         members.sort_by_key(|m| (Reverse(m.position), Reverse(m.priority), m.uid.clone()));
         members
+    }
+
+    /// The link between this standby and the master is broken, though both are well. Commits would wait for it as long
+    /// as that lasts, so it leaves if it may, and comes back once it has reached the position that the master had then.
+    fn detached(&mut self, uid: &DbUid, master: &DbUid) -> bool {
+        let limit = self.spec.fail_interval.to_std();
+        let since = self.memory.dbs.get(master).and_then(|memory| memory.missing.get(uid)).copied();
+        if since.is_some_and(|since| self.passed(since, limit)) {
+            let position = self.db(master).map_or(0, |db| db.status.xlog_pos);
+            self.memory.detached.entry(uid.clone()).or_insert((master.clone(), position));
+        } else if let Some((_, position)) = self.memory.detached.get(uid)
+            && since.is_none()
+            && self.db(uid).is_none_or(|db| db.status.xlog_pos >= *position)
+        {
+            self.memory.detached.remove(uid);
+        }
+        self.memory.detached.contains_key(uid)
     }
 
     /// Takes what is reported in sync into the known list. Gives the wanted list when all of it is known.
@@ -171,6 +192,7 @@ impl Member {
     /// of a parameter would empty the set for a moment, and nobody could be elected in it.
     fn stays(&self) -> bool {
         match self.class {
+            _ if self.detached => false,
             Class::Good => true,
             Class::Converging => self.healthy,
             Class::Failed => false,

@@ -300,3 +300,64 @@ fn what_was_handed_over_can_become_master_again_when_the_successor_dies() {
     steps(&mut world, 40);
     assert_ne!(world.proxied(), None, "{:?}", world.reasons);
 }
+
+#[test]
+fn a_master_that_is_slow_to_stop_is_not_replaced_by_one_that_may_lack_commits() {
+    for new_leader in [false, true] {
+        let mut world = handing_over(asynchronous());
+        world.set_position("k1", 9000);
+        world.info("k1").postgres_state.as_mut().unwrap().healthy = false;
+        if new_leader {
+            world.new_leader();
+            // It would go on with the switch as soon as the master is well.
+            world.observed.operation = None;
+        }
+        // It stops for a while, the switch is given up, and it takes a while to start again.
+        for _ in 0..25 {
+            world.pass(1);
+            world.plan();
+            assert_eq!(world.master(), "k1", "{:?}", world.reasons);
+        }
+        assert_eq!(world.db("k1").spec.role, Some(Role::Master));
+        let mut copy = world.clone();
+        copy.keepers_work();
+        copy.settle();
+        assert_eq!(copy.proxied(), Some("k1"), "{:?}", copy.reasons);
+        // An end of its keeper ends the patience, and so does time.
+        let mut copy = world.clone();
+        copy.kill("k1");
+        copy.settle();
+        assert_ne!(copy.master(), "k1");
+        for _ in 0..10 {
+            world.pass(1);
+            world.plan();
+        }
+        assert_ne!(world.master(), "k1");
+    }
+}
+
+#[test]
+fn a_new_leader_sees_that_the_master_was_stopped_on_purpose() {
+    let mut world = handing_over(asynchronous());
+    world.set_position("k1", 9000);
+    world.keeper_works("k1");
+    world.plan();
+    world.info("k1").postgres_state.as_mut().unwrap().healthy = false;
+    // The candidate does not catch up, the role is given back, and the leader dies.
+    for _ in 0..15 {
+        world.pass(1);
+        world.plan();
+    }
+    assert_eq!(world.db("k1").spec.role, Some(Role::Master));
+    world.new_leader();
+    for _ in 0..25 {
+        world.pass(1);
+        world.plan();
+        assert_eq!(world.master(), "k1", "{:?}", world.reasons);
+    }
+    for _ in 0..10 {
+        world.pass(1);
+        world.plan();
+    }
+    assert_ne!(world.master(), "k1");
+}

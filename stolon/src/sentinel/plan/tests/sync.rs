@@ -193,3 +193,71 @@ fn a_preferred_keeper_gets_into_the_set_and_becomes_master() {
     }
     assert_eq!(world.proxied(), Some(other));
 }
+
+/// The master reports these keepers in sync, again and again, for so many seconds.
+fn report_for(world: &mut World, seconds: u64, in_sync: &[&str]) {
+    for _ in 0..seconds {
+        world.pass(1);
+        world.keepers_work();
+        world.proxies_work();
+        let uids = uids(world, in_sync);
+        let master = world.master().to_owned();
+        let state = world.info(&master).postgres_state.as_mut().unwrap();
+        state.synchronous_standbys.as_mut().unwrap().retain(|uid| uids.contains(uid));
+        world.plan();
+    }
+}
+
+#[test]
+fn a_member_that_the_master_lost_touch_with_leaves_and_comes_back_when_it_has_caught_up() {
+    let mut world = World::running(spec(0, 2), 3);
+    world.set_position("k1", 5000);
+    report_for(&mut world, 4, &["k2"]);
+    assert_eq!(wanted(&world), uids(&world, &["k2", "k3"]), "not for a short break");
+    report_for(&mut world, 3, &["k2"]);
+    assert_eq!(wanted(&world), uids(&world, &["k2"]));
+    // It is healthy all the time, but has not got what the master wrote.
+    report_for(&mut world, 30, &["k2"]);
+    assert_eq!(wanted(&world), uids(&world, &["k2"]));
+    let mut copy = world.clone();
+    copy.kill("k1");
+    copy.plan();
+    assert_eq!(copy.master(), "k2");
+    world.set_position("k3", 5000);
+    world.settle();
+    assert_eq!((wanted(&world), known(&world)), (uids(&world, &["k2", "k3"]), uids(&world, &["k2", "k3"])));
+}
+
+#[test]
+fn a_member_out_of_touch_stays_if_there_are_too_few() {
+    let mut world = World::running(spec(1, 1), 2);
+    world.set_position("k1", 5000);
+    report_for(&mut world, 30, &[]);
+    assert_eq!((wanted(&world), blocked(&world)), (uids(&world, &["k2"]), false));
+}
+
+#[test]
+fn a_new_member_without_touch_to_the_master_does_not_hold_up_commits() {
+    let mut world = World::running(spec(1, 2), 2);
+    world.set_position("k1", 5000);
+    world.set_position("k2", 5000);
+    world.start_keeper("k3");
+    world.plan();
+    world.keeper_works("k3");
+    world.set_position("k3", 1000);
+    report_for(&mut world, 20, &["k2"]);
+    assert_eq!((wanted(&world), known(&world)), (uids(&world, &["k2"]), uids(&world, &["k2"])));
+}
+
+#[test]
+fn nobody_is_blamed_while_the_master_itself_is_not_heard_of() {
+    let mut world = World::running(spec(0, 1), 2);
+    let member = wanted(&world);
+    world.set_position("k1", 5000);
+    report_for(&mut world, 3, &[]);
+    world.info("k1").postgres_state.as_mut().unwrap().healthy = false;
+    world.plan();
+    world.pass(4);
+    world.plan();
+    assert_eq!(wanted(&world), member);
+}
