@@ -83,6 +83,8 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Replication slots that the user asked for could not be created.
+    pub const SLOTS_LACKING: &str = "slots_lacking";
     /// There is no room left where the data is.
     pub const DISK_FULL: &str = "disk_full";
     /// Files can't be written and read where the data is, or not in time.

@@ -9,7 +9,7 @@ use super::postgres::conf;
 use super::postgres::in_force::{self, Backend};
 use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
-use super::{trash, waldir};
+use super::{restore, trash, waldir};
 use chrono::Utc;
 use model::stolon::{NewConfig, Problem};
 use std::collections::BTreeSet;
@@ -40,7 +40,8 @@ impl Machine {
                 self.sync_wait = Some(false);
                 let state = DbState { uid, init_pg_parameters, ..Default::default() };
                 self.apply_save_state(state)?;
-                process::remove_file(&self.dir.pgdata().join(super::resync::COPIED))
+                process::remove_file(&self.dir.pgdata().join(super::resync::COPIED))?;
+                self.dir.save_restore(None)
             }
             Step::Stop(why) => self.apply_stop(why).await,
             Step::TellHandedOver(done) => {
@@ -58,6 +59,10 @@ impl Machine {
                 ));
                 Ok(())
             }
+            Step::KeepConfiguration => restore::keep_configuration(&self.dir.pgdata()),
+            Step::CheckRoles => self.apply_check_roles().await,
+            Step::Restore { db, command } => self.apply_restore(db, command, interest).await,
+            Step::Recover(recover) => self.apply_recover(&recover, interest).await,
             Step::SetUpRoles => self.sql().await?.set_up_roles(&self.config.su, &self.config.repl).await,
             Step::CheckSource(resync) => self.apply_check_source(&resync).await,
             Step::Resync(resync) => self.apply_resync(&resync, interest).await,
@@ -69,6 +74,7 @@ impl Machine {
                 Ok(())
             }
             Step::MarkStandby => self.apply_mark_standby(),
+            Step::MarkPrimary => restore::mark_primary(&self.dir.pgdata()),
             Step::WriteFiles(files) => {
                 self.check_files(&files).await?;
                 self.apply_write_files(&files)
@@ -83,7 +89,9 @@ impl Machine {
             }
             Step::Reload { sync_names } => self.apply_reload(&sync_names).await,
             Step::Promote => self.apply_promote().await,
-            Step::EnsureSlots { wanted, required } => self.apply_ensure_slots(&wanted, required).await,
+            Step::EnsureSlots { wanted, additional, required } => {
+                self.apply_ensure_slots(&wanted, &additional, required).await
+            }
             Step::RestartIfPending { automatic } => self.apply_restart_if_pending(automatic).await,
             Step::Checkpoint => self.apply_checkpoint(),
         }
@@ -136,6 +144,7 @@ impl Machine {
             command.arg("--data-checksums");
         }
         command.arg("--no-sync").args(self.fresh_wal_dir());
+        command.stdin(self.dir.work_stdin()?).process_group(0);
         let result = binaries::run("initdb", command).await;
         process::remove_file(&file)?;
         result?;
@@ -145,23 +154,38 @@ impl Machine {
     }
 
     async fn apply_start_for_setup(&mut self, files: &Files) -> Result<()> {
+        self.start_for_setup(files, "", "", Vec::new()).await
+    }
+
+    /// Starts with a configuration of its own: `before`, what the instance had, the db's files, `after`.
+    pub(super) async fn start_for_setup(
+        &mut self,
+        files: &Files,
+        before: &str,
+        after: &str,
+        more: Vec<String>,
+    ) -> Result<()> {
         let pgdata = self.dir.pgdata();
         let temporary = pgdata.join("stolon-temp-postgresql.conf");
         let include = if pgdata.join("postgresql.conf").exists() { "include 'postgresql.conf'\n" } else { "" };
-        write_file(&temporary, format!("{include}{}", files.conf).as_bytes())?;
+        write_file(&temporary, format!("{before}{include}{}{after}", files.conf).as_bytes())?;
         write_file(&pgdata.join("pg_hba.conf"), files.hba.as_bytes())?;
         // Nobody else may connect to it yet, and it must not wait for standbys.
-        self.apply_start(vec![
+        let mut settings = vec![
             format!("config_file={}", temporary.display()),
             "listen_addresses=".into(),
             "synchronous_standby_names=".into(),
-        ])
-        .await
+            // The configuration that is underneath may be of a place where these were elsewhere.
+            format!("data_directory={}", pgdata.display()),
+            format!("hba_file={}", pgdata.join("pg_hba.conf").display()),
+            "external_pid_file=".into(),
+        ];
+        settings.extend(more);
+        self.apply_start(settings).await
     }
 
     pub(super) fn apply_mark_standby(&mut self) -> Result<()> {
-        let signal = self.dir.pgdata().join("standby.signal");
-        if signal.exists() { Ok(()) } else { write_file(&signal, b"") }
+        restore::mark_standby(&self.dir.pgdata())
     }
 
     pub(super) fn apply_write_files(&mut self, files: &Files) -> Result<()> {
@@ -284,9 +308,14 @@ impl Machine {
         Ok(())
     }
 
-    async fn apply_ensure_slots(&mut self, wanted: &BTreeSet<String>, required: bool) -> Result<()> {
+    async fn apply_ensure_slots(
+        &mut self,
+        wanted: &BTreeSet<String>,
+        additional: &BTreeSet<String>,
+        required: bool,
+    ) -> Result<()> {
         let result = match self.sql().await {
-            Ok(session) => session.ensure_slots(wanted).await,
+            Ok(session) => session.ensure_slots(wanted, additional).await,
             Err(error) => Err(error),
         };
         match result {
@@ -294,7 +323,17 @@ impl Machine {
                 debug!(%error, "replication slots stay as they are for now");
                 Ok(())
             }
-            other => other,
+            Err(error) => Err(error),
+            Ok(lacking) => {
+                let text = lacking
+                    .map(|why| format!("additionalMasterReplicationSlots: {why}; raise maxStandbys, or ask for fewer"));
+                if text.is_some() && text != self.slots_told {
+                    warn!("{}", text.clone().unwrap_or_default());
+                }
+                self.slots_told.clone_from(&text);
+                self.report(Problem::SLOTS_LACKING, text);
+                Ok(())
+            }
         }
     }
 

@@ -2,6 +2,8 @@
 
 use super::disk;
 use super::error::{KeeperError, Result, io};
+use super::leftover::WorkLock;
+use super::postgres::process::remove_file;
 use model::{DbUid, KeeperUid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,7 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// `keeperstate`: who this directory's keeper is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,12 +47,29 @@ pub struct DbState {
     pub primary: Option<bool>,
 }
 
+/// `restorestate`: how far the restore of a backup has come, so that a keeper that was killed goes on instead of
+/// fetching everything again. Ours only; it means nothing without a `dbstate` that says `Initializing`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestoreState {
+    /// The db that is being made.
+    #[serde(rename = "UID")]
+    pub uid: DbUid,
+    /// The command that brought everything.
+    #[serde(rename = "Command")]
+    pub command: String,
+    /// The recovery was begun: where its signal file is gone, it has ended.
+    #[serde(rename = "Recovering")]
+    pub recovering: bool,
+}
+
 /// The keeper's directory, locked for the life of the process.
 #[derive(Debug)]
 pub struct KeeperDir {
     root: PathBuf,
     // A POSIX lock ends when any descriptor of the file is closed, so this one is the only one ever opened.
     _lock: Option<File>,
+    work: WorkLock,
 }
 
 impl KeeperDir {
@@ -61,7 +81,8 @@ impl KeeperDir {
         make_private_dir(root)?;
         let root = io(root.canonicalize(), "resolve", root)?;
         let lock = if locking { Some(take_lock(&root.join("lock"))?) } else { None };
-        Ok(KeeperDir { root, _lock: lock })
+        let work = WorkLock::take(&root)?;
+        Ok(KeeperDir { root, _lock: lock, work })
     }
 
     /// The directory itself, absolute.
@@ -85,6 +106,13 @@ impl KeeperDir {
     pub fn good_conf(&self) -> PathBuf {
         self.root.join("postgresql.conf.good")
     }
+    /// Standard input for a program that works on the data directory: without it the next keeper could not know of it.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub(super) fn work_stdin(&self) -> Result<Stdio> {
+        self.work.stdin()
+    }
 
     /// Reads `keeperstate`; `None` if there is none.
     ///
@@ -106,6 +134,21 @@ impl KeeperDir {
     /// The file is damaged: guessing could make good data look like garbage.
     pub fn load_db(&self) -> Result<DbState> {
         Ok(load(&self.root.join("dbstate"))?.unwrap_or_default())
+    }
+    /// Reads `restorestate`. One that can't be read counts as none: then everything is fetched again.
+    pub fn load_restore(&self) -> Option<RestoreState> {
+        load(&self.root.join("restorestate")).unwrap_or_default()
+    }
+    /// Replaces or removes `restorestate`.
+    ///
+    /// # Errors
+    /// The file can't be written or removed.
+    pub fn save_restore(&self, state: Option<&RestoreState>) -> Result<()> {
+        let path = self.root.join("restorestate");
+        match state {
+            Some(state) => save(&path, state),
+            None => remove_file(&path),
+        }
     }
     /// Replaces `dbstate`.
     ///

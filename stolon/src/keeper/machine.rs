@@ -56,6 +56,7 @@ pub struct Machine {
     pub(super) key: String,
     pub(super) refused: Option<Refused>,
     pub(super) failures: Option<Failures>,
+    pub(super) slots_told: Option<String>,
     problems: BTreeMap<&'static str, String>,
     last_words: String,
     pause: Duration,
@@ -137,6 +138,7 @@ impl Machine {
             key,
             refused: None,
             failures: None,
+            slots_told: None,
             problems: BTreeMap::new(),
             last_words: String::new(),
             pause: FIRST_PAUSE,
@@ -265,6 +267,7 @@ impl Machine {
             checkpoint_owed: self.checkpoint_owed,
             refused: self.refused.clone(),
             handed_over: !self.facts.borrow().handed_over.db.is_empty(),
+            restored: if self.state.initializing { self.dir.load_restore() } else { None },
         }
     }
 
@@ -349,7 +352,7 @@ impl Machine {
             return;
         };
         let master = db.spec.role == Some(Role::Master);
-        let followers = db.spec.followers.iter().filter(|_| master).cloned().collect();
+        let followers = db.spec.followers.iter().filter(|_| db.is_master_type()).cloned().collect();
         let sync = db.spec.synchronous_standbys.iter().flatten().filter(|_| master && db.spec.synchronous_replication);
         let wanted_sync = sync.cloned().collect();
         let user_parameters = db.spec.pg_parameters.clone();

@@ -1,24 +1,40 @@
 //! What is on this host: files, the postmaster, its role.
 
-use super::plan::{Data, Running};
-use super::postgres::control::{self, Control};
+use super::plan::{Data, RoleFiles, Running};
+use super::postgres::control::{self, Control, ControlState};
 use super::postgres::process::PidFile;
 use std::path::Path;
 
 /// Directories that every instance has; one without them was not made completely.
 const PARTS: [&str; 5] = ["base", "global", "pg_wal", "pg_multixact", "pg_tblspc"];
 
+/// Tells PostgreSQL to start as a standby.
+pub const STANDBY_SIGNAL: &str = "standby.signal";
+/// Tells PostgreSQL to restore from an archive and then to become a primary.
+pub const RECOVERY_SIGNAL: &str = "recovery.signal";
+
 /// Looks at a data directory. `recovering` is the running server's own word on its role, if it could be asked.
 pub fn observe_data(pgdata: &Path, recovering: Option<bool>) -> Data {
     let complete = pgdata.join("PG_VERSION").is_file() && PARTS.iter().all(|part| pgdata.join(part).is_dir());
     let Some(control) = control::read(pgdata).filter(|_| complete) else { return Data::Missing };
-    let signal = pgdata.join("standby.signal").exists();
-    Data::Present { control, standby: is_standby(recovering, signal, control) }
+    let files = observe_files(pgdata);
+    Data::Present { control, standby: recovering.unwrap_or_else(|| is_standby(files, control)), files }
 }
 
-/// A lost signal file must not turn a standby into a second primary, so the control file counts as well.
-fn is_standby(recovering: Option<bool>, signal: bool, control: Control) -> bool {
-    recovering.unwrap_or(signal || control.state.is_standby())
+fn observe_files(pgdata: &Path) -> RoleFiles {
+    let exists = |name: &str| pgdata.join(name).exists();
+    RoleFiles {
+        standby: exists(STANDBY_SIGNAL),
+        recovery: exists(RECOVERY_SIGNAL),
+        backup_label: exists("backup_label"),
+    }
+}
+
+/// The control file decides: a lost signal file must not turn a standby into a second primary, nor a left-over one a
+/// primary into a standby. A base backup that never ran has the control file of the server it was taken from, so
+/// there the signal file is all that there is.
+fn is_standby(files: RoleFiles, control: Control) -> bool {
+    control.state.is_standby() || (files.standby && (files.backup_label || control.state == ControlState::Startup))
 }
 
 /// How the running postmaster relates to the wanted place.
@@ -35,18 +51,30 @@ pub fn read_text(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::postgres::control::ControlState;
     use super::*;
 
     #[test]
     fn the_role_is_decided_by_more_than_one_file() {
-        let control = |state| Control { system_id: 1, state, timeline: 1, checkpoint: 0 };
-        let production = control(ControlState::Production);
-        let recovery = control(ControlState::ShutDownInRecovery);
-        assert!(!is_standby(None, false, production));
-        assert!(is_standby(None, true, production));
-        assert!(is_standby(None, false, recovery));
-        assert!(!is_standby(Some(false), true, recovery));
+        use ControlState::{
+            ArchiveRecovery, CrashRecovery, Production, ShutDown, ShutDownInRecovery, ShuttingDown, Startup,
+        };
+        let standby = |state, standby, recovery, backup_label| {
+            let files = RoleFiles { standby, recovery, backup_label };
+            is_standby(files, Control { system_id: 1, state, timeline: 1, checkpoint: 0 })
+        };
+        for recovery in [false, true] {
+            for state in [Production, ShutDown, ShuttingDown, CrashRecovery] {
+                assert!(!standby(state, false, recovery, false) && !standby(state, false, recovery, true), "{state:?}");
+                assert!(!standby(state, true, recovery, false), "a left-over file, {state:?}");
+                assert!(standby(state, true, recovery, true), "a base backup, {state:?}");
+            }
+            for state in [ArchiveRecovery, ShutDownInRecovery] {
+                for (signal, label) in [(false, false), (true, false), (false, true), (true, true)] {
+                    assert!(standby(state, signal, recovery, label), "{state:?}");
+                }
+            }
+            assert!(standby(Startup, true, recovery, false) && !standby(Startup, false, recovery, false));
+        }
     }
 
     #[test]

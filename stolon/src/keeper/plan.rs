@@ -3,11 +3,14 @@
 //! A plan is the shortest list of steps whose outcome is known beforehand. Where a later decision depends on what
 //! a step finds or makes, the plan ends with `again` and the next one starts from a new look.
 
+mod init;
+#[cfg(test)]
+mod init_tests;
 mod step;
 #[cfg(test)]
 mod tests;
 
-pub use step::{Attempt, Data, Files, Local, Plan, Refused, Resync, Running, Setup, Step};
+pub use step::{Attempt, Data, Files, Local, Plan, Recover, Refused, Resync, RoleFiles, Running, Setup, Step};
 
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
@@ -16,9 +19,8 @@ use super::postgres::control::{Control, ControlState};
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
 use model::DbUid;
-use model::stolon::{ClusterData, Db, DbInitMode, EffectiveSpec, FollowType, HandedOver, InitMode, Role, SuReplAccess};
+use model::stolon::{ClusterData, Db, EffectiveSpec, FollowType, HandedOver, InitMode, Role, SuReplAccess};
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 /// Plans one pass. The specification must be that of `data`.
 pub fn plan(setup: &Setup, local: &Local, data: &ClusterData, spec: &EffectiveSpec) -> Plan {
@@ -39,7 +41,8 @@ pub fn plan(setup: &Setup, local: &Local, data: &ClusterData, spec: &EffectiveSp
 /// or mistaken store must not be able to demand of all copies at once. An operator who names this keeper as the one
 /// whose data goes on is believed.
 fn is_foreign(setup: &Setup, local: &Local, spec: &EffectiveSpec) -> bool {
-    let holds_data = local.data != Data::Missing || !local.state.uid.is_empty();
+    // What an interrupted initialisation left was never anybody's data, and goes to trash if anything replaces it.
+    let holds_data = !local.state.initializing && (local.data != Data::Missing || !local.state.uid.is_empty());
     let named = spec.init_mode == InitMode::Existing
         && spec.existing_config.as_ref().is_some_and(|config| config.keeper_uid == setup.uid);
     !local.cluster_uid.is_empty() && holds_data && !named
@@ -88,83 +91,6 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn initialize(&self) -> Plan {
-        let plan = match self.db.spec.init_mode {
-            Some(DbInitMode::New) => self.init_new(),
-            Some(DbInitMode::Existing) => self.init_existing(),
-            Some(DbInitMode::Resync) => self.resync(),
-            Some(DbInitMode::Pitr) => Plan::problem("not implemented yet: init mode pitr"),
-            Some(DbInitMode::None) | None => Plan::problem(format!(
-                "this directory holds {}, but db {} of this keeper is to be there already; restore the directory, or run `stolonctl removekeeper`",
-                self.held(),
-                self.db.uid
-            )),
-        };
-        if self.local.running.is_none() || plan.steps.is_empty() {
-            return plan;
-        }
-        // Stopped first, so that the next look sees how it was left; but a server that runs is not stopped for a source
-        // that is not there.
-        let check = plan.steps.into_iter().find_map(|step| match step {
-            Step::Resync(resync) => Some(Step::CheckSource(resync)),
-            _ => None,
-        });
-        Plan::then_again(check.into_iter().chain([Step::Stop("a new db is assigned to this keeper")]))
-    }
-
-    /// What the data directory holds, in words.
-    fn held(&self) -> String {
-        match &self.local.state {
-            state if state.initializing => format!("what an interrupted initialisation of db {} left", state.uid),
-            state if state.uid.is_empty() => "no db".to_owned(),
-            state => format!("db {}", state.uid),
-        }
-    }
-
-    fn init_new(&self) -> Plan {
-        let DbState { uid, initializing, .. } = &self.local.state;
-        let away = match self.local.data {
-            _ if *initializing && *uid == self.db.uid => Step::DeleteGarbage,
-            Data::Present { .. } if !initializing => {
-                return Plan::problem(format!(
-                    "a new instance is to be made for db {}, but {}/postgres holds {}; move it away if it is not needed",
-                    self.db.uid,
-                    self.setup.directory,
-                    self.held()
-                ));
-            }
-            _ => Step::MoveAway("init"),
-        };
-        let mut steps = vec![
-            // Before the mark: marked data of this db may be deleted.
-            away,
-            Step::SaveState(DbState { uid: self.db.uid.clone(), initializing: true, ..Default::default() }),
-            Step::Initdb(self.db.spec.new_config.clone().unwrap_or_default()),
-            Step::StartForSetup(self.files(None, true)),
-            Step::WaitReady(self.ready_limit()),
-        ];
-        if self.db.spec.include_previous_config {
-            steps.push(Step::ReadParameters);
-        }
-        steps.extend([Step::SetUpRoles, Step::Stop("its setup is complete")]);
-        Plan::then_again(steps.into_iter().chain([Step::MarkInitialized(self.db.uid.clone())]))
-    }
-
-    fn init_existing(&self) -> Plan {
-        if self.local.data == Data::Missing {
-            return Plan::problem("init mode existing, but there is no instance in the data directory; put it there");
-        }
-        if self.local.state.initializing {
-            return Plan::problem(format!("init mode existing, but the data directory holds {}", self.held()));
-        }
-        let mut steps = vec![];
-        if self.db.spec.include_previous_config {
-            steps.extend([Step::StartForSetup(self.files(None, true)), Step::WaitReady(self.ready_limit())]);
-            steps.extend([Step::ReadParameters, Step::Stop("its setup is complete")]);
-        }
-        Plan::then_again(steps.into_iter().chain([Step::MarkInitialized(self.db.uid.clone())]))
-    }
-
     fn resync(&self) -> Plan {
         let (followed, source) = match self.followed() {
             Ok(found) => found,
@@ -172,15 +98,17 @@ impl Context<'_> {
         };
         let master =
             self.data.dbs.get(&self.data.cluster.status.master).filter(|db| !db.status.listen_address.is_empty());
+        let standby_master = master.is_some_and(|db| db.spec.role == Some(Role::Standby));
         let attempt = match self.local.data {
-            Data::Present { control, standby }
+            Data::Present { control, standby, .. }
                 if self.db.spec.use_pgrewind
                     // An interrupted change of the files can't be taken up again.
                     && !self.local.state.initializing
                     && master.is_some()
                     && control.system_id.to_string() == followed.status.system_id =>
             {
-                if standby && !control.state.is_clean() { Attempt::Start } else { Attempt::Rewind }
+                // Where nobody writes, a standby has nothing that would have to be rewound.
+                if standby && (standby_master || !control.state.is_clean()) { Attempt::Start } else { Attempt::Rewind }
             }
             _ => Attempt::BaseBackup,
         };
@@ -191,6 +119,7 @@ impl Context<'_> {
             master: master.map(source_of),
             followed: source,
             timeline: followed.status.timeline_id,
+            standby_master,
             slot: slots::name(&self.db.uid),
             files: self.files(Some(&recovery), false),
             ready_limit: self.ready_limit(),
@@ -199,7 +128,7 @@ impl Context<'_> {
     }
 
     fn master(&self) -> Plan {
-        let Data::Present { standby, .. } = self.local.data else {
+        let Data::Present { standby, files: marks, .. } = self.local.data else {
             return Plan::problem(format!(
                 "the data of master db {} is missing; restore the data directory",
                 self.db.uid
@@ -213,7 +142,11 @@ impl Context<'_> {
             let restricted = sync || self.is_given_up();
             let files = self.files(None, restricted);
             let mut steps = vec![Step::SetSyncWait(restricted)];
-            steps.extend(standby.then_some(Step::MarkStandby));
+            if standby {
+                steps.push(Step::MarkStandby);
+            } else if marks.standby || marks.recovery {
+                steps.push(Step::MarkPrimary);
+            }
             steps.extend([Step::WriteFiles(files), Step::Start, Step::WaitReady(self.ready_limit())]);
             return Plan::then_again(steps);
         };
@@ -221,8 +154,11 @@ impl Context<'_> {
             return plan;
         }
         if standby {
-            // The synchronous standbys are in force before the first commit can happen.
-            let files = self.files(None, self.still_waiting());
+            // The synchronous standbys are in force before the first commit can happen. What is in an archive is replayed
+            // before it: the master that wrote it may be gone.
+            let restore_command = self.local.conf.as_deref().and_then(|conf| conf::unquoted(conf, "restore_command"));
+            let recovery = restore_command.map(|restore_command| Recovery { restore_command, ..Default::default() });
+            let files = self.files(recovery.as_ref(), self.still_waiting());
             let mut steps = self.configure(&files);
             steps.push(Step::Promote);
             return Plan::then_again(steps);
@@ -236,7 +172,7 @@ impl Context<'_> {
         if self.local.handed_over {
             steps.push(Step::TellHandedOver(HandedOver::default()));
         }
-        let slots = Step::EnsureSlots { wanted: self.slots(), required: true };
+        let slots = self.ensure_slots(true);
         let configure = self.configure(&files);
         // A new standby needs its slot before commits wait for it. But a lack of slots must not keep commits waiting for
         // one that leaves.
@@ -263,23 +199,37 @@ impl Context<'_> {
     }
 
     fn standby(&self) -> Plan {
-        let Data::Present { standby, control } = self.local.data else {
+        let Data::Present { standby, control, .. } = self.local.data else {
             return Plan::problem(format!(
                 "the data of standby db {} is missing; run `stolonctl removekeeper` to have it made again",
                 self.db.uid
             ));
         };
-        let (followed, source) = match self.followed() {
-            Ok(found) => found,
-            Err(problem) => return problem,
+        let external = self.follows_external();
+        let (recovery, waits) = if external {
+            (self.external_recovery(), false)
+        } else {
+            let (followed, source) = match self.followed() {
+                Ok(found) => found,
+                Err(problem) => return problem,
+            };
+            if !standby {
+                return self.hand_over(control);
+            }
+            // What was handed over waits for its successor without trying: an attempt that comes too early costs more time.
+            let waits = self.local.conf.as_deref().and_then(|conf| conf::value(conf, "primary_conninfo")) == Some("")
+                && !(followed.uid == self.data.cluster.status.master
+                    && followed.is_master_type()
+                    && followed.converged());
+            (if waits { Recovery::default() } else { self.recovery(&source) }, waits)
         };
         if !standby {
-            return self.hand_over(control);
+            return Plan::problem(format!(
+                "this instance is, or was, a primary, but db {} is to follow a server outside; restore the directory, or run \
+                 `stolonctl removekeeper` to have it made again",
+                self.db.uid
+            ));
         }
-        // What was handed over waits for its successor without trying: an attempt that comes too early costs more time.
-        let waits = self.local.conf.as_deref().and_then(|conf| conf::value(conf, "primary_conninfo")) == Some("")
-            && !(followed.uid == self.data.cluster.status.master && followed.is_master_type() && followed.converged());
-        let recovery = if waits { Recovery::default() } else { self.recovery(&source) };
         let files = self.files(Some(&recovery), false);
         let Some(running) = self.local.running else {
             let steps = [Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files), Step::Start];
@@ -296,7 +246,8 @@ impl Context<'_> {
         if self.local.handed_over && !waits {
             steps.push(Step::TellHandedOver(HandedOver::default()));
         }
-        steps.push(Step::EnsureSlots { wanted: BTreeSet::new(), required: false });
+        // One that stands for a master has followers of its own.
+        steps.push(self.ensure_slots(external));
         self.finish(steps)
     }
 
@@ -308,7 +259,8 @@ impl Context<'_> {
         }
         if control.state != ControlState::ShutDown {
             return Plan::problem(
-                "this instance is a primary that crashed, but shall be a standby; the sentinel has to assign a new db",
+                "this instance is a primary that crashed, but shall be a standby; the sentinel has to assign a new db, or run \
+                 `stolonctl removekeeper`",
             );
         }
         let files = self.files(Some(&Recovery::default()), false);
@@ -409,15 +361,22 @@ impl Context<'_> {
         })
     }
 
-    fn slots(&self) -> BTreeSet<String> {
-        let additional = self.db.spec.additional_replication_slots.iter().flatten();
-        slots::wanted(&self.db.uid, &self.db.spec.followers, additional)
+    /// A master has slots for its followers and for the user, others have none.
+    fn ensure_slots(&self, master: bool) -> Step {
+        if !master {
+            return Step::EnsureSlots { wanted: BTreeSet::new(), additional: BTreeSet::new(), required: false };
+        }
+        let named = || self.db.spec.additional_replication_slots.iter().flatten();
+        let wanted = slots::wanted(&self.db.uid, &self.db.spec.followers, named());
+        let followers = slots::wanted(&self.db.uid, &self.db.spec.followers, []);
+        let additional = wanted.difference(&followers).cloned().collect();
+        Step::EnsureSlots { wanted, additional, required: true }
     }
 
     fn recovery(&self, source: &Source) -> Recovery {
         let slot = slots::name(&self.db.uid);
         let conninfo = conninfo::primary(source, &self.setup.repl.0, &slot, &self.secrets());
-        Recovery { primary_conninfo: conninfo, primary_slot_name: slot }
+        Recovery { primary_conninfo: conninfo, primary_slot_name: slot, ..Default::default() }
     }
 
     fn secrets(&self) -> Secrets<'_> {
@@ -428,7 +387,10 @@ impl Context<'_> {
     fn followed(&self) -> Result<(&Db, Source), Plan> {
         let follow = self.db.spec.follow_config.clone().unwrap_or_default();
         if follow.kind != Some(FollowType::Internal) {
-            return Err(Plan::problem("not implemented yet: a standby cluster, which follows a server outside"));
+            return Err(Plan::problem(format!(
+                "db {} is to copy a server outside of the cluster, which is the work of init mode pitr or existing",
+                self.db.uid
+            )));
         }
         let Some(followed) = self.data.dbs.get(&follow.db_uid) else {
             return Err(Plan::problem(format!(
@@ -440,10 +402,6 @@ impl Context<'_> {
             return Err(Plan::waiting("the followed db has not reported its address yet"));
         }
         Ok((followed, source_of(followed)))
-    }
-
-    fn ready_limit(&self) -> Duration {
-        self.spec.db_wait_ready_timeout.to_std()
     }
 }
 

@@ -58,14 +58,14 @@ impl Machine {
         }
         let source = resync.master.as_ref().unwrap_or(&resync.followed);
         let session = self.ask(source).await?;
-        if session.in_recovery().await? {
+        if session.in_recovery().await? && !resync.standby_master {
             return not_yet(source, "it is not promoted yet");
         }
         let own = control::read(&self.dir.pgdata()).map(|control| control.system_id.to_string());
         if own != Some(session.snapshot().await?.system_id) {
             return not_yet(source, "it is another system than the data here");
         }
-        self.check_own_primary(source, &session).await?;
+        self.check_own_primary(resync, source, &session).await?;
         session.checkpoint().await?;
         if *source == resync.followed { check_slot(resync, source, &session).await } else { Ok(()) }
     }
@@ -74,12 +74,12 @@ impl Machine {
     async fn check_copy(&self, resync: &Resync) -> Result<()> {
         let source = &resync.followed;
         let session = self.ask(source).await?;
-        self.check_own_primary(source, &session).await?;
+        self.check_own_primary(resync, source, &session).await?;
         check_slot(resync, source, &session).await
     }
 
     /// A primary that runs here and is no older than the source may hold what nobody else has.
-    async fn check_own_primary(&self, source: &Source, session: &Session) -> Result<()> {
+    async fn check_own_primary(&self, resync: &Resync, source: &Source, session: &Session) -> Result<()> {
         if !process::find(&self.dir.pgdata()).is_some_and(|file| file.ready) {
             return Ok(());
         }
@@ -87,7 +87,7 @@ impl Machine {
         if own.in_recovery || own.system_id != other.system_id {
             return Ok(());
         }
-        if other.in_recovery {
+        if other.in_recovery && !resync.standby_master {
             return not_yet(source, "it is not promoted yet, and a primary runs here");
         }
         if own.timeline < other.timeline {
@@ -172,7 +172,11 @@ impl Machine {
     }
 
     /// Dropping the work kills the program that copies.
-    async fn unless_changed<T>(&self, interest: &Interest, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn unless_changed<T>(
+        &self,
+        interest: &Interest,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         tokio::select! {
             result = work => result,
             () = self.interrupted(interest, false) => {
@@ -192,6 +196,7 @@ impl Machine {
         let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, &self.secrets(), "postgres");
         let mut command = self.binaries.command("pg_rewind");
         command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
+        command.stdin(self.dir.work_stdin()?).process_group(0);
         binaries::run("pg_rewind", command).await?;
         sync_data(pgdata).await?;
         info!(milliseconds = millis(started), "rewound to the primary's history");
@@ -247,6 +252,7 @@ impl Machine {
         let mut command = self.binaries.command("pg_basebackup");
         command.arg("-D").arg(target).arg("-d").arg(conninfo).arg("--slot").arg(&resync.slot);
         command.args(["-X", "stream", "--checkpoint=fast", "-w", "--no-sync"]).args(self.fresh_wal_dir());
+        command.stdin(self.dir.work_stdin()?).process_group(0);
         match binaries::run("pg_basebackup", command).await {
             Ok(()) => {}
             Err(KeeperError::Tool { tail, .. })

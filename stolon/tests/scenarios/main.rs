@@ -4,16 +4,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
 mod connections;
 mod disk;
 mod failover;
 mod fast;
+mod init;
 mod interop;
 mod operate;
+mod outside;
 mod parameters;
 mod partition;
 mod proxy;
 mod rewind;
+mod standby;
 mod store;
 mod sync;
 mod tls;

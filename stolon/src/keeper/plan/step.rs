@@ -1,7 +1,7 @@
 //! The words of planning: what is known, what can be done.
 
 use super::super::args::Access;
-use super::super::datadir::DbState;
+use super::super::datadir::{DbState, RestoreState};
 use super::super::postgres::conf::Parameters;
 use super::super::postgres::conninfo::Source;
 use super::super::postgres::control::Control;
@@ -45,9 +45,22 @@ pub enum Data {
     Present {
         /// From the control file.
         control: Control,
-        /// It is, or would start as, a standby.
+        /// It is a standby's.
         standby: bool,
+        /// Files that PostgreSQL goes by when it starts.
+        files: RoleFiles,
     },
+}
+
+/// Files in a data directory that PostgreSQL goes by when it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoleFiles {
+    /// `standby.signal`.
+    pub standby: bool,
+    /// `recovery.signal`.
+    pub recovery: bool,
+    /// `backup_label`: a base backup that has not run yet.
+    pub backup_label: bool,
 }
 
 /// The running postmaster.
@@ -82,6 +95,8 @@ pub struct Local {
     pub reload_owed: bool,
     /// Promoted, and no checkpoint since.
     pub checkpoint_owed: bool,
+    /// How far the restore of a backup has come.
+    pub restored: Option<RestoreState>,
     /// Parameters that PostgreSQL would not start with.
     pub refused: Option<Refused>,
     /// It was stopped to become its successor's standby, and has not followed that yet.
@@ -119,6 +134,8 @@ pub struct Resync {
     pub followed: Source,
     /// The followed db's last reported timeline.
     pub timeline: u64,
+    /// The cluster's master is a standby itself, of a server outside: its recovery does not end.
+    pub standby_master: bool,
     /// The slot on the followed db.
     pub slot: String,
     /// The standby's files.
@@ -137,6 +154,21 @@ pub enum Attempt {
     /// Start it as it is: a crashed standby can't be recovered without becoming a primary, so pg_rewind is not possible,
     /// but usually nothing has to be rewound.
     Start,
+}
+
+/// How to recover what was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recover {
+    /// The db that is being made.
+    pub db: DbUid,
+    /// The db's files.
+    pub files: Files,
+    /// Where WAL comes from and where it ends; for a standby that is in the files.
+    pub parameters: Parameters,
+    /// It stays a standby.
+    pub standby: bool,
+    /// How long it may take; `None` for any time.
+    pub limit: Option<Duration>,
 }
 
 /// One thing to do.
@@ -164,6 +196,19 @@ pub enum Step {
     ReadParameters,
     /// Create the replication user.
     SetUpRoles,
+    /// Keep copies of the configuration files that were here before this keeper, and of what ALTER SYSTEM set.
+    KeepConfiguration,
+    /// Warn if the users that the keeper works as are missing or lack rights.
+    CheckRoles,
+    /// Fill the data directory, by the operator's command (with `%d` and the like), for this db.
+    Restore {
+        /// The db.
+        db: DbUid,
+        /// The command.
+        command: String,
+    },
+    /// Recover what was restored, to its end or as a standby.
+    Recover(Box<Recover>),
     /// Ask the source of a resync whether it can give what is wanted, before anything here is stopped.
     CheckSource(Box<Resync>),
     /// Become a standby with the followed db's data.
@@ -172,6 +217,8 @@ pub enum Step {
     SetSyncWait(bool),
     /// Mark the data as a standby's.
     MarkStandby,
+    /// Remove what would make PostgreSQL start as anything else than a primary.
+    MarkPrimary,
     /// Write the configuration files.
     WriteFiles(Files),
     /// Start.
@@ -187,8 +234,10 @@ pub enum Step {
     Promote,
     /// Make the slots with our prefix exactly these.
     EnsureSlots {
-        /// Names.
+        /// Names of all.
         wanted: BTreeSet<String>,
+        /// Those of them that the user asked for: no follower waits for them, so a lack is told and nothing more.
+        additional: BTreeSet<String>,
         /// A failure ends the pass.
         required: bool,
     },
@@ -217,9 +266,14 @@ impl Step {
             Step::StartForSetup(_) => "start for setup",
             Step::ReadParameters => "read parameters",
             Step::SetUpRoles => "set up roles",
+            Step::KeepConfiguration => "keep configuration",
+            Step::CheckRoles => "check roles",
+            Step::Restore { .. } => "restore",
+            Step::Recover(_) => "recover",
             Step::Resync(_) => "resync",
             Step::SetSyncWait(_) => "set sync wait",
             Step::MarkStandby => "mark standby",
+            Step::MarkPrimary => "mark primary",
             Step::WriteFiles(_) => "write files",
             Step::Start => "start",
             Step::WaitReady(_) => "wait ready",

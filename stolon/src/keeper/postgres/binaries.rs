@@ -92,7 +92,7 @@ pub async fn run(tool: &'static str, mut command: Command) -> Result<()> {
     Err(KeeperError::Tool { tool, status: describe_status(output.status), tail: tail(&output.stderr) })
 }
 
-fn describe_status(status: ExitStatus) -> String {
+pub(in crate::keeper) fn describe_status(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
@@ -102,7 +102,7 @@ fn describe_status(status: ExitStatus) -> String {
 }
 
 /// The last lines of a program's output, in one line.
-fn tail(output: &[u8]) -> String {
+pub(in crate::keeper) fn tail(output: &[u8]) -> String {
     const LINES: usize = 4;
     let text = String::from_utf8_lossy(output);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -34,6 +34,9 @@ pub const MANAGED: [&str; 22] = [
     "recovery_target_action",
 ];
 
+/// Names of places on one host: right for that host only, so they are neither reported nor merged either.
+const LOCAL: [&str; 5] = ["data_directory", "hba_file", "ident_file", "external_pid_file", "config_file"];
+
 /// What we add when the user says nothing: a standby comes back within half a second of its primary, and
 /// notices a dead one within ten. Before a crash recovery PostgreSQL makes all its files durable: one call per
 /// file system takes a tenth of the time that one call per file takes.
@@ -43,13 +46,17 @@ pub const DEFAULTS: [(&str, &str); 3] = [
     ("recovery_init_sync_method", "syncfs"),
 ];
 
-/// How a standby finds its primary; by default it does not look for one.
+/// How a standby gets its WAL; by default it looks for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// `primary_conninfo`.
     pub primary_conninfo: String,
     /// `primary_slot_name`.
     pub primary_slot_name: String,
+    /// `recovery_min_apply_delay`.
+    pub recovery_min_apply_delay: String,
+    /// `restore_command`.
+    pub restore_command: String,
 }
 
 /// What the parameters depend on besides the db's specification.
@@ -100,9 +107,18 @@ pub fn parameters(input: &ConfInput<'_>) -> Parameters {
         set("wal_log_hints", "on".to_owned());
     }
     set("synchronous_standby_names", synchronous_standby_names(spec));
-    if let Some(Recovery { primary_conninfo, primary_slot_name }) = input.recovery {
+    if let Some(recovery) = input.recovery {
+        let Recovery { primary_conninfo, primary_slot_name, recovery_min_apply_delay, restore_command } = recovery;
+        // Empty ones too: they tell a standby that waits from one that was never told whom to follow.
         set("primary_conninfo", primary_conninfo.clone());
         set("primary_slot_name", primary_slot_name.clone());
+        for (name, value) in
+            [("recovery_min_apply_delay", recovery_min_apply_delay), ("restore_command", restore_command)]
+        {
+            if !value.is_empty() {
+                set(name, value.clone());
+            }
+        }
         // Not recovery_target_timeline: `latest` is the default, and taking it away at the promotion would count as a
         // change that needs a restart.
     }
@@ -145,7 +161,12 @@ fn quote(value: &str) -> String {
     format!("'{value}'")
 }
 
-/// The value of one parameter in a rendered file.
+/// The value of one parameter in a rendered file, as it was before [`render`] quoted it.
+pub fn unquoted(text: &str, name: &str) -> Option<String> {
+    Some(value(text, name)?.replace("''", "'").replace("\\\\", "\\"))
+}
+
+/// The value of one parameter in a rendered file, still quoted.
 pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = '")?.strip_suffix('\''))
 }
@@ -174,7 +195,8 @@ pub fn with_users_part(text: &str, part: &str) -> String {
 /// Parameters that are reported: neither managed nor added by us where the user was silent.
 pub fn reported(file: Parameters, user: &Parameters) -> Parameters {
     let added = |name: &str, value: &str| DEFAULTS.contains(&(name, value)) && !user.contains_key(name);
-    file.into_iter().filter(|(name, value)| !MANAGED.contains(&name.as_str()) && !added(name, value)).collect()
+    let kept = |name: &str| !MANAGED.contains(&name) && (!LOCAL.contains(&name) || user.contains_key(name));
+    file.into_iter().filter(|(name, value)| kept(name) && !added(name, value)).collect()
 }
 
 #[cfg(test)]
@@ -196,8 +218,11 @@ mod tests {
 
     #[test]
     fn golden() {
-        let recovery =
-            Recovery { primary_conninfo: "host=a user='it''s'".into(), primary_slot_name: "stolon_b".into() };
+        let recovery = Recovery {
+            primary_conninfo: "host=a user='it''s'".into(),
+            primary_slot_name: "stolon_b".into(),
+            ..Default::default()
+        };
         let spec = DbSpec {
             use_pgrewind: true,
             pg_parameters: map(&[
@@ -252,6 +277,14 @@ mod tests {
         let back = reported(all(&spec, Some(&init), None), &user);
         assert!(back.contains_key("wal_level") && back.contains_key("wal_receiver_timeout"));
         assert!(!back.contains_key("port") && !back.contains_key("wal_retrieve_retry_interval"));
+    }
+
+    #[test]
+    fn settings_of_an_archive_are_there_only_if_given() {
+        let recovery = Recovery { restore_command: r"cp '/a\b/%f' %p".into(), ..Default::default() };
+        let all = all(&spec(), None, Some(&recovery));
+        assert!(all["primary_conninfo"].is_empty() && !all.contains_key("recovery_min_apply_delay"));
+        assert_eq!(unquoted(&render(&all), "restore_command"), Some(recovery.restore_command));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod control;
 pub mod hba;
 pub mod in_force;
 pub mod process;
+pub mod recovery;
 pub mod slots;
 pub mod sql;
 

@@ -351,10 +351,15 @@ impl Session {
     }
 
     /// Makes the slots of ours exactly the wanted ones. A slot in use can't be dropped; that is left for later.
+    /// Says what is wrong with an additional one that can't be created.
     ///
     /// # Errors
-    /// A slot can't be created.
-    pub async fn ensure_slots(&self, wanted: &BTreeSet<String>) -> Result<()> {
+    /// A slot of a follower can't be created.
+    pub async fn ensure_slots(
+        &self,
+        wanted: &BTreeSet<String>,
+        additional: &BTreeSet<String>,
+    ) -> Result<Option<String>> {
         let SlotChanges { drop, create } = slots::plan_changes(wanted, &self.slots().await?);
         for slot in drop {
             match self
@@ -365,16 +370,44 @@ impl Session {
                 Err(error) => tracing::debug!(slot, %error, "a replication slot stays for now"),
             }
         }
-        for slot in create {
+        let mut lacking = None;
+        // Followers come first: the user's must not take the last one from them.
+        let (last, first): (Vec<_>, Vec<_>) = create.into_iter().partition(|slot| additional.contains(slot));
+        for slot in first.into_iter().chain(last) {
             // Reserving WAL at once: the base backup that follows must not lose its first segment.
-            self.run(
-                "create a replication slot",
-                &format!("SELECT pg_create_physical_replication_slot({}, true)", literal(&slot)),
-            )
-            .await?;
-            tracing::info!(slot, "created a replication slot");
+            let sql = format!("SELECT pg_create_physical_replication_slot({}, true)", literal(&slot));
+            match self.run("create a replication slot", &sql).await {
+                Ok(()) => tracing::info!(slot, "created a replication slot"),
+                Err(error) if additional.contains(&slot) => lacking = Some(format!("{slot}: {error}")),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(lacking)
+    }
+
+    /// What is wrong with the users that the keeper works as, in an instance that it did not make.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn role_problems(&self, su: &str, repl: &str) -> Result<Vec<String>> {
+        let has = |user: &str, right: &str| {
+            format!("EXISTS (SELECT FROM pg_roles WHERE rolname = {} AND rolcanlogin AND {right})", literal(user))
+        };
+        let sql = format!("SELECT {}, {}", has(su, "rolsuper"), has(repl, "(rolreplication OR rolsuper)"));
+        let row = self.within("look at the users", self.client.query_one(&sql, &[])).await?;
+        let mut problems = Vec::new();
+        if !row.get::<_, bool>(0) {
+            problems.push(format!(
+                "user \"{su}\" is no superuser here; the keeper needs one: ALTER ROLE … SUPERUSER LOGIN"
+            ));
+        }
+        if !row.get::<_, bool>(1) {
+            problems.push(format!(
+                "user \"{repl}\" can't replicate here, so standbys can't be made; CREATE ROLE … LOGIN REPLICATION with the \
+                 password that the keepers have"
+            ));
+        }
+        Ok(problems)
     }
 
     /// Creates the replication user, or gives the superuser the right to replicate if they are the same.

@@ -63,7 +63,11 @@ impl Planner<'_> {
             }
             return;
         }
-        for keeper in self.free_keepers().into_iter().take(wanted.saturating_sub(good.len() + coming)) {
+        // Each standby needs a slot of the master's, which has maxStandbys of them: a master that lacks one is never done,
+        // and would be replaced for that.
+        let room = usize::from(self.spec.max_standbys).saturating_sub(standbys.len());
+        let missing = wanted.saturating_sub(good.len() + coming).min(room);
+        for keeper in self.free_keepers().into_iter().take(missing) {
             let uid = self.new_db_uid();
             let spec = DbSpec {
                 keeper_uid: keeper.clone(),

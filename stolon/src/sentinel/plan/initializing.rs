@@ -1,6 +1,7 @@
 //! The first master of a cluster.
 
 use super::judge::Convergence;
+use super::reason::list;
 use super::{Planner, Reason};
 use model::stolon::{
     ClusterPhase, ClusterRole, Db, DbInitMode, DbSpec, FollowConfig, FollowType, InitMode, Keeper, Role,
@@ -11,6 +12,11 @@ use std::time::Duration;
 /// Time for keepers to register before the first master is chosen: all start at about the same moment, and the
 /// one with the highest priority should be among those to choose from.
 const GATHER: Duration = Duration::from_secs(1);
+
+/// Managed parameters for which a user's value counts.
+const KEPT: [&str; 3] = ["wal_keep_size", "wal_keep_segments", "wal_log_hints"];
+/// Doublings of the time that one keeper has.
+const MAX_DOUBLINGS: u32 = 6;
 
 impl Planner<'_> {
     pub(super) fn initialize(&mut self) {
@@ -42,7 +48,12 @@ impl Planner<'_> {
             if self.data.keepers.contains_key(&uid) {
                 return Some(uid);
             }
-            self.say(Reason::NoFirstMaster(format!("keeper \"{uid}\", which has the data, has not registered")));
+            let others: Vec<&KeeperUid> = self.data.keepers.keys().collect();
+            self.say(Reason::NoFirstMaster(format!(
+                "keeper \"{uid}\", which existingConfig.keeperUID names, has not registered; these have: {}; start it, or \
+                 begin again with another name",
+                list(others)
+            )));
             return None;
         }
         if self.data.keepers.is_empty() {
@@ -115,10 +126,11 @@ impl Planner<'_> {
             return;
         }
         let keeper = db.spec.keeper_uid.clone();
-        let dead = !self.keeper_of(db).is_some_and(|keeper| keeper.status.healthy);
+        let dead = self.is_given_up(&keeper);
+        self.refresh_restore(master);
         // Only `new` can begin again elsewhere: existing data is on one keeper only, and a restore may take days.
         let limit = match self.spec.init_mode {
-            InitMode::New => self.spec.init_timeout,
+            InitMode::New => self.patience_with(&keeper),
             InitMode::Existing | InitMode::Pitr => GoDuration::ZERO,
         };
         let others = self.best_first_keeper().is_some_and(|best| best != keeper);
@@ -134,12 +146,50 @@ impl Planner<'_> {
         }
     }
 
+    /// Twice as much after each failure: where all are slow, one of them has to be let finish.
+    fn patience_with(&self, keeper: &KeeperUid) -> GoDuration {
+        let failures = self.memory.failed_inits.get(keeper).copied().unwrap_or_default();
+        let nanos = self.spec.init_timeout.as_nanos().saturating_mul(1 << failures.min(MAX_DOUBLINGS));
+        GoDuration::from_nanos(nanos)
+    }
+
+    /// A keeper that will not finish. One that restores a backup may restart meanwhile and goes on then: a restore that has
+    /// taken hours is not begun again elsewhere for that.
+    fn is_given_up(&mut self, keeper: &KeeperUid) -> bool {
+        if self.data.keepers.get(keeper).is_some_and(|keeper| keeper.status.healthy) {
+            return false;
+        }
+        let silent = self.memory.keepers.get(keeper).and_then(|keeper| keeper.error);
+        match (self.spec.init_mode, silent) {
+            (InitMode::Pitr, Some(timer)) => {
+                let due = timer.due(self.spec.fail_interval.to_std()) + self.spec.init_timeout.to_std();
+                self.passed(due, Duration::ZERO)
+            }
+            _ => true,
+        }
+    }
+
+    /// What an operator corrects in the settings of a restore, such as where WAL comes from, counts for the one under way.
+    fn refresh_restore(&mut self, master: &DbUid) {
+        let config = self.spec.pitr_config.clone();
+        if let Some(db) = self.data.dbs.get_mut(master)
+            && db.spec.init_mode == Some(DbInitMode::Pitr)
+            && self.spec.init_mode == InitMode::Pitr
+        {
+            db.spec.pitr_config = config;
+        }
+    }
+
     fn finish_initialization(&mut self, master: &DbUid) {
         let Some(db) = self.data.dbs.get_mut(master) else { return };
         db.spec.init_mode = Some(DbInitMode::None);
         db.spec.include_previous_config = false;
         if self.spec.merge_pg_parameters {
-            let parameters = db.status.pg_parameters.clone();
+            let mut parameters = db.status.pg_parameters.clone();
+            // Not reported, since stolon has values of its own for them, but the user's word stands.
+            let given = self.spec.pg_parameters.iter().flatten();
+            let kept = given.filter(|(name, _)| KEPT.contains(&name.as_str()));
+            parameters.extend(kept.map(|(name, value)| (name.clone(), value.clone())));
             self.data.cluster.spec.get_or_insert_default().pg_parameters = parameters.clone();
             self.spec.pg_parameters = (!parameters.is_empty()).then_some(parameters);
         }

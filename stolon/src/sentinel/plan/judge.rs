@@ -1,7 +1,7 @@
 //! Words of the rules: converged, valid, good.
 
 use super::Planner;
-use model::stolon::{Db, DbInitMode, TimelineHistory};
+use model::stolon::{Db, DbInitMode, Role, TimelineHistory};
 use model::{DbUid, GoDuration};
 
 /// How far a db is with the wanted generation.
@@ -71,6 +71,8 @@ impl Planner<'_> {
             && !master.status.system_id.is_empty()
             && db.status.system_id != master.status.system_id)
             || other_branch(master, db)
+                // Both may have followed their server to its next timeline; the standby only told of it first.
+                && !(master.spec.role == Some(Role::Standby) && is_ahead(master, db))
         {
             Validity::Invalid
         } else {
@@ -103,6 +105,14 @@ impl Planner<'_> {
     pub(super) fn lag(&self, db: &Db, master: &DbUid) -> u64 {
         self.db(master).map_or(0, |master| master.status.xlog_pos.saturating_sub(db.status.xlog_pos))
     }
+}
+
+/// True if `db` is on a later timeline that went on from what `followed` has.
+fn is_ahead(followed: &Db, db: &Db) -> bool {
+    let history = &db.status.timelines_history;
+    let end = history.iter().find(|entry| entry.timeline_id == followed.status.timeline_id);
+    followed.status.timeline_id < db.status.timeline_id
+        && end.is_some_and(|end| followed.status.xlog_pos <= end.switch_point)
 }
 
 /// True if `db` has WAL that is not part of the history of `followed`.

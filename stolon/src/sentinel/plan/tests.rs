@@ -5,6 +5,7 @@ mod failover;
 mod housekeeping;
 mod operation;
 mod properties;
+mod standby;
 mod suspicion;
 mod sync;
 mod world;
