@@ -19,7 +19,7 @@ EXTENSION_TARGET ?= $(TARGET)/extension
 
 PROGRAMS := ladle bowl monitor shardmanctl stolon-keeper stolon-sentinel stolon-proxy stolonctl
 
-.PHONY: help setup build test check check-extension audit bench bench-proxy bench-stolon chaos demo demo-stop clean
+.PHONY: help setup build test fuzz check check-extension audit bench bench-proxy bench-stolon chaos demo demo-stop clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,10 @@ build: setup ## build all programs into ./bin and the extension
 
 test: build ## run all tests
 	scripts/test
+
+# Bounded in time: what was tried until then counts.
+fuzz: setup ## send damaged documents through all decisions, many more than the tests do
+	PROPTEST_CASES=$(or $(CASES),20000) timeout 1800 cargo test --locked -p stolon --lib -- fuzz foreign || [ $$? = 124 ]
 
 check: setup ## formatting, lints, dependency audit
 	cargo fmt --all --check

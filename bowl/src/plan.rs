@@ -216,12 +216,15 @@ impl Planner<'_> {
     }
 
     fn common(&self, prefix: &'static str) -> Variables {
-        let StoreConnInfo { endpoints, ca_file, cert_file, key } = &self.spec.ladle_spec.store_conn_info;
+        let StoreConnInfo { endpoints, ca_file, cert_file, key, user, password_file } =
+            &self.spec.ladle_spec.store_conn_info;
         let mut env = Variables::new(prefix);
         env.set("STORE_ENDPOINTS", endpoints)
             .set("STORE_CA_FILE", ca_file)
             .set("STORE_CERT_FILE", cert_file)
             .set("STORE_KEY", key)
+            .set("STORE_USER", user)
+            .set("STORE_PASSWORD_FILE", password_file)
             .set("LOG_LEVEL", level_word(self.facts.log_level));
         // Text is every daemon's default, and Go stolon does not know the variable.
         if self.facts.log_format == LogFormat::Json {

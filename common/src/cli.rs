@@ -1,7 +1,7 @@
 //! Command lines whose flags can also be given in the environment.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Command, CommandFactory, FromArgMatches, ValueEnum};
+use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, ValueEnum};
 use model::GoDuration;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,38 +29,77 @@ pub struct CommonArgs {
     pub log: LogArgs,
 }
 
-/// Flags that say where the store is.
+/// Flags that say where the store is, and how long it may take.
 #[derive(Args, Clone, Debug)]
+#[allow(missing_docs, reason = "the doc comments are help texts; that of a flattened one would show up in them")]
 pub struct StoreArgs {
-    /// etcd's URLs, separated by commas
-    #[arg(long, value_name = "LIST", default_value = store::etcd::DEFAULT_ENDPOINTS, global = true,
-          value_parser = parse_endpoints, help_heading = COMMON_HEADING, display_order = 901)]
-    pub store_endpoints: String,
-    /// CA bundle for https endpoints
-    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 902)]
-    pub store_ca_file: Option<PathBuf>,
-    /// Client certificate for https endpoints
-    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 903)]
-    pub store_cert_file: Option<PathBuf>,
-    /// Private key of the client certificate
-    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 904)]
-    pub store_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Limit of each request to the store: seconds, or a duration like 500ms
     #[arg(long, alias = "store-timeout", value_name = "TIME", default_value = "5", global = true,
           value_parser = parse_time_limit, allow_negative_numbers = true,
-          help_heading = COMMON_HEADING, display_order = 905)]
+          help_heading = COMMON_HEADING, display_order = 920)]
     pub request_timeout: Duration,
 }
 
 impl StoreArgs {
     /// As the store wants it.
     pub fn options(&self) -> StoreOptions {
+        self.etcd.options(self.request_timeout)
+    }
+}
+
+/// Flags that say where etcd is and who we are to it. There is none for the password itself: everybody on the machine
+/// can read the arguments of a process.
+#[derive(Args, Clone, Debug)]
+pub struct EtcdArgs {
+    /// etcd's URLs, separated by commas
+    #[arg(long, value_name = "LIST", default_value = store::etcd::DEFAULT_ENDPOINTS, global = true,
+          value_parser = parse_endpoints, help_heading = COMMON_HEADING, display_order = 910)]
+    pub store_endpoints: String,
+    /// CA bundle for https endpoints
+    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 911)]
+    pub store_ca_file: Option<PathBuf>,
+    /// Client certificate for https endpoints
+    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 912)]
+    pub store_cert_file: Option<PathBuf>,
+    /// Private key of the client certificate
+    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 913)]
+    pub store_key: Option<PathBuf>,
+    /// Take any certificate of https endpoints, also a forged one
+    #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide_default_value = true,
+          hide_possible_values = true, help_heading = COMMON_HEADING, display_order = 914)]
+    pub store_skip_tls_verify: bool,
+    /// User of etcd, where it asks for one
+    #[arg(long, value_name = "NAME", global = true, help_heading = COMMON_HEADING, display_order = 915)]
+    pub store_user: Option<String>,
+    /// File with that user's password
+    #[arg(long, value_name = "FILE", global = true, help_heading = COMMON_HEADING, display_order = 916)]
+    pub store_password_file: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    /// As the store wants it.
+    pub fn options(&self, timeout: Duration) -> StoreOptions {
+        let EtcdArgs {
+            store_endpoints,
+            store_ca_file,
+            store_cert_file,
+            store_key,
+            store_skip_tls_verify,
+            store_user,
+            store_password_file,
+        } = self.clone();
         StoreOptions {
-            endpoints: self.store_endpoints.clone(),
-            ca_file: self.store_ca_file.clone(),
-            cert_file: self.store_cert_file.clone(),
-            key_file: self.store_key.clone(),
-            timeout: self.request_timeout,
+            endpoints: store_endpoints,
+            ca_file: store_ca_file,
+            cert_file: store_cert_file,
+            key_file: store_key,
+            skip_tls_verify: store_skip_tls_verify,
+            user: store_user,
+            password_file: store_password_file,
+            timeout,
         }
     }
 }
@@ -123,12 +162,17 @@ pub fn parse_time_limit(text: &str) -> Result<Duration, String> {
 pub struct LogArgs {
     /// Least important level that is logged
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "info", global = true,
-          help_heading = COMMON_HEADING, display_order = 906)]
+          help_heading = COMMON_HEADING, display_order = 930)]
     pub log_level: LogLevel,
     /// Form of log lines on stderr
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", global = true,
-          help_heading = COMMON_HEADING, display_order = 907)]
+          help_heading = COMMON_HEADING, display_order = 931)]
     pub log_format: LogFormat,
+    /// Colors in log lines [default: on a terminal, unless NO_COLOR is set]
+    #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true,
+          help_heading = COMMON_HEADING, display_order = 932)]
+    pub log_color: Option<bool>,
 }
 
 /// Levels of log lines: error needs a person, warn went on anyway, info is a change of state, debug is the rest.

@@ -2,6 +2,7 @@
 
 use crate::cli::{LogArgs, LogFormat, LogLevel};
 use std::fmt;
+use std::io::IsTerminal as _;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
@@ -21,12 +22,21 @@ pub fn init(args: &LogArgs) {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
     // An error means that a subscriber is set already, as in a test.
     let _ = match args.log_format {
-        LogFormat::Text => tracing::subscriber::set_global_default(builder.event_format(Ours(Tabs)).finish()),
+        LogFormat::Text => {
+            let tabs = Tabs { colored: args.log_color.unwrap_or_else(wants_color) };
+            tracing::subscriber::set_global_default(builder.event_format(Ours(tabs)).finish())
+        }
         LogFormat::Json => {
             let builder = builder.json().with_timer(Utc).flatten_event(true).map_event_format(Ours);
             tracing::subscriber::set_global_default(builder.finish())
         }
     };
+}
+
+/// On a terminal whose user has not forbidden it, see <https://no-color.org>.
+fn wants_color() -> bool {
+    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !forbidden && std::io::stderr().is_terminal()
 }
 
 struct Utc;
@@ -55,7 +65,20 @@ where
     }
 }
 
-struct Tabs;
+struct Tabs {
+    colored: bool,
+}
+
+impl Tabs {
+    /// Escape sequences before and after a level: trouble stands out, the rest stays as it is.
+    fn colors(&self, level: Level) -> (&'static str, &'static str) {
+        match level {
+            Level::ERROR if self.colored => ("\x1b[31m", "\x1b[0m"),
+            Level::WARN if self.colored => ("\x1b[33m", "\x1b[0m"),
+            _ => ("", ""),
+        }
+    }
+}
 
 impl<S, N> FormatEvent<S, N> for Tabs
 where
@@ -67,7 +90,14 @@ where
         let mut line = Line::default();
         event.record(&mut line);
         Utc.format_time(&mut writer)?;
-        write!(writer, "\t{}\t{}\t{}", metadata.level(), place(metadata.file(), metadata.line()), line.message)?;
+        let (begin, end) = self.colors(*metadata.level());
+        write!(
+            writer,
+            "\t{begin}{}{end}\t{}\t{}",
+            metadata.level(),
+            place(metadata.file(), metadata.line()),
+            line.message
+        )?;
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|fields| !fields.is_empty()) {
                 write!(writer, "\t{fields}")?;
@@ -175,7 +205,7 @@ mod tests {
             tracing::debug!(target: "bowl::node", "ours");
             tracing::warn!(target: "h2::proto", "grave");
         };
-        tracing::subscriber::with_default(builder().event_format(Ours(Tabs)).finish(), events);
+        tracing::subscriber::with_default(builder().event_format(Ours(Tabs { colored: false })).finish(), events);
         tracing::subscriber::with_default(builder().json().map_event_format(Ours).finish(), events);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().count(), 4, "{text}");

@@ -10,7 +10,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use common::cli::{CommonArgs, OutputFormat, SDM_PREFIX, StoreArgs};
 use common::exit::UsageError;
 use common::runtime::Termination;
-use model::spec::{CheckedSpec, DEFAULT_DATA_DIR, InitDefaults, InitSpec, StoreConnInfo};
+use model::spec::{CheckedSpec, DEFAULT_DATA_DIR, InitDefaults, InitSpec};
 use model::{GoDuration, NodeName};
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
@@ -178,14 +178,8 @@ fn read_spec(store: &StoreArgs, args: &InitArgs) -> anyhow::Result<CheckedSpec> 
 /// # Errors
 /// The user has no name.
 pub fn init_defaults(store: &StoreArgs, data_dir: &str) -> anyhow::Result<InitDefaults> {
-    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     Ok(InitDefaults {
-        store: StoreConnInfo {
-            endpoints: store.store_endpoints.clone(),
-            ca_file: text(&store.store_ca_file),
-            cert_file: text(&store.store_cert_file),
-            key: text(&store.store_key),
-        },
+        store: store.options().place(),
         os_user: common::privileges::current_user()?.name,
         data_dir: data_dir.to_owned(),
     })

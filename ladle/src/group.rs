@@ -9,11 +9,9 @@ use model::stolon::ClusterData;
 use model::stolon::keys::{DEFAULT_PREFIX, Keys};
 use model::{RepGroupId, RepGroupName};
 use pg::{Endpoint, Login, Session};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use stolon::access::{self, AccessError};
-use store::{EtcdStore, SharedStore, StoreOptions};
+use store::SharedStore;
 
 /// Limit of one of the tools' statements. Waits for the extension lock have one of their own.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(120);
@@ -58,19 +56,7 @@ impl Group {
     /// # Errors
     /// Its options can't be used.
     pub async fn open(ctx: &Context, place: &Place) -> Result<Self, Error> {
-        let file = |name: &str| (!name.is_empty()).then(|| PathBuf::from(name));
-        let store = if place.store.endpoints.is_empty() {
-            ctx.store.clone()
-        } else {
-            let options = StoreOptions {
-                endpoints: place.store.endpoints.clone(),
-                ca_file: file(&place.store.ca_file),
-                cert_file: file(&place.store.cert_file),
-                key_file: file(&place.store.key),
-                timeout: store::etcd::DEFAULT_TIMEOUT,
-            };
-            Arc::new(EtcdStore::connect(&options).await?)
-        };
+        let store = store::open_place(&ctx.store, &place.store).await?;
         Ok(Group { name: place.name.clone(), store, keys: Keys::new(&place.prefix, &place.name) })
     }
 

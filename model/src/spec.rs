@@ -20,6 +20,12 @@ pub struct StoreConnInfo {
     pub cert_file: String,
     /// Private key of the client certificate.
     pub key: String,
+    /// etcd's user.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// File with the user's password, on each node.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub password_file: String,
 }
 
 /// How groups are laid over machines. `CROSS` is the later name of the same policy.
@@ -89,7 +95,14 @@ impl LadleSpec {
     }
 }
 
-const STORE_MEMBERS: Known = Known(&[("Endpoints", None), ("CAFile", None), ("CertFile", None), ("Key", None)]);
+const STORE_MEMBERS: Known = Known(&[
+    ("Endpoints", None),
+    ("CAFile", None),
+    ("CertFile", None),
+    ("Key", None),
+    ("User", None),
+    ("PasswordFile", None),
+]);
 const LADLE_MEMBERS: Known = Known(&[
     ("StoreConnInfo", Some(&STORE_MEMBERS)),
     ("Repfactor", None),

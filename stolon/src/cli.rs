@@ -1,14 +1,13 @@
 //! Flags that all four programs have, with stolon's names and rules.
 
 use anyhow::bail;
-use clap::Args;
-use common::cli::{COMMON_HEADING, LogArgs, LogFormat, LogLevel, parse_endpoints, parse_time_limit};
+use clap::{ArgAction, Args};
+use common::cli::{COMMON_HEADING, EtcdArgs, LogArgs, LogLevel, parse_time_limit};
 use common::exit::UsageError;
 use model::stolon::keys::{DEFAULT_PREFIX, Keys};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{EtcdStore, SharedStore, StoreOptions};
+use store::{EtcdStore, SharedStore};
 
 /// Environment prefix of the keeper's flags.
 pub const KEEPER_PREFIX: &str = "STKEEPER";
@@ -21,6 +20,7 @@ pub const CTL_PREFIX: &str = "STOLONCTL";
 
 /// Flags that all programs have.
 #[derive(Args, Clone, Debug)]
+#[allow(missing_docs, reason = "the doc comments are help texts; that of a flattened one would show up in them")]
 pub struct CommonArgs {
     /// Name of the stolon cluster
     #[arg(long, value_name = "NAME", global = true, default_value = "",
@@ -30,46 +30,39 @@ pub struct CommonArgs {
     #[arg(long, value_name = "KIND", global = true, default_value = "",
           help_heading = COMMON_HEADING, display_order = 901)]
     pub store_backend: String,
-    /// etcd's URLs, separated by commas
-    #[arg(long, value_name = "LIST", default_value = store::etcd::DEFAULT_ENDPOINTS, global = true,
-          value_parser = parse_endpoints,
+    /// Prefix of all keys in the store
+    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX, global = true,
           help_heading = COMMON_HEADING, display_order = 902)]
-    pub store_endpoints: String,
+    pub store_prefix: String,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Limit of each request to the store: seconds, or a duration like 500ms
     #[arg(long, alias = "request-timeout", value_name = "TIME", default_value = "5s", global = true,
           value_parser = parse_time_limit, allow_negative_numbers = true,
-          help_heading = COMMON_HEADING, display_order = 903)]
+          help_heading = COMMON_HEADING, display_order = 920)]
     pub store_timeout: Duration,
-    /// Prefix of all keys in the store
-    #[arg(long, value_name = "PREFIX", default_value = DEFAULT_PREFIX, global = true,
-          help_heading = COMMON_HEADING, display_order = 904)]
-    pub store_prefix: String,
-    /// Client certificate for https endpoints
-    #[arg(long, value_name = "FILE", global = true,
-          help_heading = COMMON_HEADING, display_order = 905)]
-    pub store_cert_file: Option<PathBuf>,
-    /// Private key of the client certificate
-    #[arg(long, value_name = "FILE", global = true,
-          help_heading = COMMON_HEADING, display_order = 906)]
-    pub store_key: Option<PathBuf>,
-    /// CA bundle for https endpoints
-    #[arg(long, value_name = "FILE", global = true,
-          help_heading = COMMON_HEADING, display_order = 907)]
-    pub store_ca_file: Option<PathBuf>,
-    /// Least important level that is logged: debug, info, warn or error
-    #[arg(long, value_enum, value_name = "LEVEL", default_value = "info", global = true,
-          help_heading = COMMON_HEADING, display_order = 908)]
-    pub log_level: LogLevel,
-    /// Form of log lines on stderr
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text", global = true,
-          help_heading = COMMON_HEADING, display_order = 909)]
-    pub log_format: LogFormat,
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Old name of --log-level debug
+    #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide = true)]
+    pub debug: bool,
+    /// For Kubernetes as a store, which is not served: without effect
+    #[arg(long, value_name = "KIND", global = true, hide = true)]
+    pub kube_resource_kind: Option<String>,
+    /// Address of metrics and health, like 127.0.0.1:9100; without it nothing is served
+    #[arg(long, value_name = "ADDRESS", global = true, help_heading = COMMON_HEADING, display_order = 940)]
+    pub metrics_listen_address: Option<String>,
 }
 
 impl CommonArgs {
     /// Starts logging as the flags say.
     pub fn start_logging(&self) {
-        common::logging::init(&LogArgs { log_level: self.log_level, log_format: self.log_format });
+        let mut log = self.log.clone();
+        if self.debug {
+            log.log_level = LogLevel::Debug;
+        }
+        common::logging::init(&log);
     }
 
     /// The keys of the cluster.
@@ -93,13 +86,7 @@ impl CommonArgs {
     /// # Errors
     /// Unusable options.
     pub async fn open_store(&self) -> anyhow::Result<SharedStore> {
-        let options = StoreOptions {
-            endpoints: self.store_endpoints.clone(),
-            ca_file: self.store_ca_file.clone(),
-            cert_file: self.store_cert_file.clone(),
-            key_file: self.store_key.clone(),
-            timeout: self.store_timeout,
-        };
+        let options = self.etcd.options(self.store_timeout);
         Ok(Arc::new(EtcdStore::connect(&options).await?))
     }
 }

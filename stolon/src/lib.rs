@@ -11,7 +11,10 @@
 pub mod access;
 pub mod cli;
 pub mod ctl;
+#[cfg(test)]
+mod fuzz;
 pub mod keeper;
+pub mod metrics;
 pub mod proxy;
 pub mod reach;
 pub mod sentinel;

@@ -48,13 +48,7 @@ struct Lab {
 impl Lab {
     async fn new(auth: Auth, spec: serde_json::Value) -> Self {
         let etcd = Etcd::start().await.unwrap();
-        let options = StoreOptions {
-            endpoints: etcd.endpoints(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            timeout: Duration::from_secs(5),
-        };
+        let options = StoreOptions { endpoints: etcd.endpoints(), ..StoreOptions::default() };
         let store: SharedStore = Arc::new(EtcdStore::connect(&options).await.unwrap());
         let keys = Keys::new("stolon/cluster", &"test".into());
         let dir = TempDir::with_prefix("keeper-").unwrap();

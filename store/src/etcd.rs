@@ -6,91 +6,22 @@ use crate::{
 };
 use async_trait::async_trait;
 use etcd_client as etcd;
+use failure::Failure;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use model::spec::StoreConnInfo;
-use std::path::PathBuf;
+use ring::Ring;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How to reach etcd.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// Comma-separated URLs; an item without a scheme is taken as http.
-    pub endpoints: String,
-    /// CA bundle for https; replaces the system's roots.
-    pub ca_file: Option<PathBuf>,
-    /// Client certificate; used together with `key_file`.
-    pub cert_file: Option<PathBuf>,
-    /// Private key of the client certificate.
-    pub key_file: Option<PathBuf>,
-    /// Deadline of each request.
-    pub timeout: Duration,
-}
+mod failure;
+mod insecure;
+mod member;
+mod options;
+mod pages;
+mod ring;
 
-/// Default deadline of a request, as in stolon and the original.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The endpoint that is used when none is given.
-pub const DEFAULT_ENDPOINTS: &str = "http://127.0.0.1:2379";
-/// HTTP/2 pings find a dead connection under a watch that is silent for long.
-const PING_INTERVAL: Duration = Duration::from_secs(3);
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        StoreOptions {
-            endpoints: DEFAULT_ENDPOINTS.to_owned(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            timeout: DEFAULT_TIMEOUT,
-        }
-    }
-}
-
-impl StoreOptions {
-    /// The endpoints, one by one.
-    ///
-    /// # Errors
-    /// Empty list, or http and https mixed.
-    pub fn urls(&self) -> Result<Vec<String>> {
-        let urls: Vec<String> = self
-            .endpoints
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty())
-            .map(|item| if item.contains("://") { item.to_owned() } else { format!("http://{item}") })
-            .collect();
-        let fail = |text: &str| Err(StoreError::Options(format!("store endpoints \"{}\": {text}", self.endpoints)));
-        if urls.is_empty() {
-            return fail("name at least one URL, like http://127.0.0.1:2379");
-        }
-        let https = urls.iter().filter(|url| url.starts_with("https://")).count();
-        let http = urls.iter().filter(|url| url.starts_with("http://")).count();
-        if http + https != urls.len() {
-            return fail("each must be a http or https URL");
-        }
-        if http > 0 && https > 0 {
-            return fail("http and https can't be mixed");
-        }
-        Ok(urls)
-    }
-
-    fn tls(&self) -> Result<etcd::TlsOptions> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|e| StoreError::Options(format!("read {}: {e}", path.display())))
-        };
-        let mut tls = etcd::TlsOptions::new();
-        match &self.ca_file {
-            Some(path) => tls = tls.ca_certificate(etcd::Certificate::from_pem(read(path)?)),
-            None => tls = tls.with_enabled_roots(),
-        }
-        if let (Some(cert), Some(key)) = (&self.cert_file, &self.key_file) {
-            tls = tls.identity(etcd::Identity::from_pem(read(cert)?, read(key)?));
-        }
-        Ok(tls)
-    }
-}
+pub use options::{DEFAULT_ENDPOINTS, DEFAULT_TIMEOUT, StoreOptions};
 
 /// The store that a document names; `own` where it names none.
 ///
@@ -100,28 +31,22 @@ pub async fn open_place(own: &SharedStore, place: &StoreConnInfo) -> Result<Shar
     if place.endpoints.is_empty() {
         return Ok(own.clone());
     }
-    let file = |path: &str| (!path.is_empty()).then(|| path.into());
-    let options = StoreOptions {
-        endpoints: place.endpoints.clone(),
-        ca_file: file(&place.ca_file),
-        cert_file: file(&place.cert_file),
-        key_file: file(&place.key),
-        timeout: DEFAULT_TIMEOUT,
-    };
+    let options = StoreOptions::of(place);
     Ok(Arc::new(EtcdStore::connect(&options).await?))
 }
+
+/// Changes that come at once after a long pause are larger than other messages.
+const LARGEST_CHANGES: usize = 64 << 20;
 
 /// A client of etcd. Connects on first use and reconnects by itself.
 #[derive(Clone)]
 pub struct EtcdStore {
-    client: etcd::Client,
-    endpoints: String,
-    timeout: Duration,
+    ring: Arc<Ring>,
 }
 
 impl std::fmt::Debug for EtcdStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EtcdStore").field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("EtcdStore").field("endpoints", &self.ring.names()).finish_non_exhaustive()
     }
 }
 
@@ -131,61 +56,22 @@ impl EtcdStore {
     /// # Errors
     /// Unusable options, such as a missing certificate file.
     pub async fn connect(options: &StoreOptions) -> Result<Self> {
-        let urls = options.urls()?;
-        let mut connect = etcd::ConnectOptions::new()
-            .with_connect_timeout(options.timeout.min(Duration::from_secs(2)))
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if urls[0].starts_with("https://") {
-            connect = connect.with_tls(options.tls()?);
-        }
-        let client = etcd::Client::connect(&urls, Some(connect))
-            .await
-            .map_err(|e| StoreError::Unavailable { endpoints: options.endpoints.clone(), reason: chain(&e) })?;
-        Ok(EtcdStore { client, endpoints: urls.join(","), timeout: options.timeout })
+        Ok(EtcdStore { ring: Arc::new(Ring::new(options).await?) })
     }
 
-    async fn call<T>(&self, request: impl Future<Output = std::result::Result<T, etcd::Error>>) -> Result<T> {
-        match tokio::time::timeout(self.timeout, request).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.error(error)),
-            Err(_) => Err(StoreError::Timeout { endpoints: self.endpoints.clone(), after: self.timeout }),
-        }
+    async fn ask<T, F>(&self, request: impl Fn(etcd::Client) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, etcd::Error>>,
+    {
+        self.ring.ask(request).await.map(|(_, value)| value).map_err(|failure| self.ring.told(failure))
     }
 
-    fn error(&self, error: etcd::Error) -> StoreError {
-        let reason = match &error {
-            // The status carries headers and details that say nothing to a reader.
-            etcd::Error::GRpcStatus(status) if status.message().contains("requested lease not found") => {
-                return StoreError::LeaseExpired;
-            }
-            etcd::Error::GRpcStatus(status) => causes(status.message(), std::error::Error::source(status)),
-            error => chain(error),
-        };
-        StoreError::Unavailable { endpoints: self.endpoints.clone(), reason }
+    async fn write<T, F>(&self, request: impl Fn(etcd::Client) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, etcd::Error>>,
+    {
+        self.ring.write(request).await.map_err(|failure| self.ring.told(failure))
     }
-}
-
-/// An error of the client with its causes, most of which it does not show by itself.
-fn chain(error: &etcd::Error) -> String {
-    match error {
-        etcd::Error::TransportError(transport) => causes(&error.to_string(), std::error::Error::source(transport)),
-        error => causes(&error.to_string(), std::error::Error::source(error)),
-    }
-}
-
-/// One line; a cause that is part of what stands there already is not said again.
-fn causes(text: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
-    let mut line = text.to_owned();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 fn entry(kv: &etcd::KeyValue) -> Result<Entry> {
@@ -206,28 +92,30 @@ fn revision(header: Option<&etcd::ResponseHeader>) -> Result<i64> {
 #[async_trait]
 impl Store for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
-        let response = self.call(self.client.kv_client().get(key, None)).await?;
+        let response = self.ask(|client| async move { client.kv_client().get(key, None).await }).await?;
         response.kvs().first().map(entry).transpose()
     }
 
     async fn read(&self, target: &Target) -> Result<Listing> {
-        let (key, options) = match target {
-            Target::Key(key) => (key.as_str(), None),
-            Target::Prefix(prefix) => (prefix.as_str(), Some(etcd::GetOptions::new().with_prefix())),
-        };
-        let response = self.call(self.client.kv_client().get(key, options)).await?;
-        // A foreign key that is not UTF-8 can't be ours: it must not hide the others.
-        let entries = response.kvs().iter().filter_map(|kv| entry(kv).ok()).collect();
-        Ok(Listing { entries, revision: revision(response.header())? })
+        match target {
+            Target::Prefix(prefix) => pages::list(&self.ring, prefix).await.map_err(|failure| self.ring.told(failure)),
+            Target::Key(key) => {
+                let response =
+                    self.ask(|client| async move { client.kv_client().get(key.as_str(), None).await }).await?;
+                let entries = response.kvs().iter().map(entry).collect::<Result<_>>()?;
+                Ok(Listing { entries, revision: revision(response.header())? })
+            }
+        }
     }
 
     async fn put(&self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<i64> {
-        let response = self.call(self.client.kv_client().put(key, value, put_options(lease))).await?;
-        revision(response.header())
+        let request =
+            |client: etcd::Client| async move { client.kv_client().put(key, value, put_options(lease)).await };
+        revision(self.write(request).await?.header())
     }
 
     async fn delete(&self, key: &str) -> Result<bool> {
-        let response = self.call(self.client.kv_client().delete(key, None)).await?;
+        let response = self.write(|client| async move { client.kv_client().delete(key, None).await }).await?;
         Ok(response.deleted() > 0)
     }
 
@@ -249,7 +137,12 @@ impl Store for EtcdStore {
                 Op::Delete(key) => etcd::TxnOp::delete(key, None),
             })
             .collect();
-        let response = self.call(self.client.kv_client().txn(etcd::Txn::new().when(when).and_then(then))).await?;
+        let txn = etcd::Txn::new().when(when).and_then(then);
+        let request = |client: etcd::Client| {
+            let txn = txn.clone();
+            async move { client.kv_client().txn(txn).await }
+        };
+        let response = self.write(request).await?;
         Ok(TxnOutcome { succeeded: response.succeeded(), revision: revision(response.header())? })
     }
 
@@ -262,41 +155,48 @@ impl Store for EtcdStore {
                 prefix
             }
         };
-        let mut client = self.client.watch_client();
-        let stream = self.call(client.watch(key, Some(options))).await?;
-        let store = self.clone();
-        Ok(stream.map(move |item| item.map_err(|e| store.error(e)).and_then(|batch| watch_batch(&batch))).boxed())
+        let request = |client: etcd::Client| {
+            let (key, options) = (key.clone(), options.clone());
+            async move { client.watch_client().max_decoding_message_size(LARGEST_CHANGES).watch(key, Some(options)).await }
+        };
+        let (member, stream) = self.ring.ask(request).await.map_err(|failure| self.ring.told(failure))?;
+        let ring = self.ring.clone();
+        let batches = stream.map(move |item| match item {
+            Ok(batch) => watch_batch(&batch),
+            Err(error) => Err(ring.told(Failure::Etcd(error))),
+        });
+        // A watch on a member that is silent would be silent too.
+        Ok(batches.take_until(self.ring.left(member)).boxed())
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX).max(1);
-        let response = self.call(self.client.lease_client().grant(seconds, None)).await?;
+        let response = self.ask(|client| async move { client.lease_client().grant(seconds, None).await }).await?;
         Ok(LeaseId(response.id()))
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<()> {
-        let mut client = self.client.lease_client();
         // The client sends the first keep-alive and takes its answer before it gives us the stream. One stream per
         // call is dearer than one kept open, but can't go stale: each call proves that etcd is there now.
-        let request = async {
-            match client.keep_alive(lease.0).await {
+        let request = |client: etcd::Client| async move {
+            match client.lease_client().keep_alive(lease.0).await {
                 Ok(_) => Ok(true),
                 Err(etcd::Error::LeaseKeepAliveError(_)) => Ok(false),
                 Err(error) => Err(error),
             }
         };
-        if self.call(request).await? { Ok(()) } else { Err(StoreError::LeaseExpired) }
+        if self.ask(request).await? { Ok(()) } else { Err(StoreError::LeaseExpired) }
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<()> {
-        match self.call(self.client.lease_client().revoke(lease.0)).await {
+        match self.ask(|client| async move { client.lease_client().revoke(lease.0).await }).await {
             Ok(_) | Err(StoreError::LeaseExpired) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     async fn members(&self) -> Result<Vec<Member>> {
-        let response = self.call(self.client.cluster_client().member_list()).await?;
+        let response = self.ask(|client| async move { client.cluster_client().member_list().await }).await?;
         let looks = response.members().iter().map(|member| async {
             let urls = member.client_urls().to_vec();
             Member { name: member.name().to_owned(), healthy: self.answers(&urls).await, urls }
@@ -313,7 +213,7 @@ impl EtcdStore {
         for url in urls {
             let Some(address) = url.split("://").nth(1) else { continue };
             let connect = tokio::net::TcpStream::connect(address.trim_end_matches('/').to_owned());
-            if matches!(tokio::time::timeout(self.timeout, connect).await, Ok(Ok(_))) {
+            if matches!(tokio::time::timeout(self.ring.timeout(), connect).await, Ok(Ok(_))) {
                 return true;
             }
         }
@@ -334,12 +234,14 @@ fn watch_batch(response: &etcd::WatchResponse) -> Result<WatchBatch> {
         .iter()
         .filter_map(|event| {
             let kv = event.kv()?;
+            // As in listings: a foreign key that is not UTF-8 must not hide the others.
+            let entry = entry(kv).ok()?;
             Some(match event.event_type() {
-                etcd::EventType::Put => entry(kv).map(WatchEvent::Put),
-                etcd::EventType::Delete => entry(kv).map(|entry| WatchEvent::Delete(entry.key)),
+                etcd::EventType::Put => WatchEvent::Put(entry),
+                etcd::EventType::Delete => WatchEvent::Delete(entry.key),
             })
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect();
     Ok(WatchBatch { revision: revision(response.header())?, events })
 }
 
@@ -353,14 +255,5 @@ mod tests {
         let error = EtcdStore::connect(&options).await.unwrap().get("k").await.unwrap_err().to_string();
         assert!(error.contains("http://127.0.0.1:1 can't be used") && error.contains("Connection refused"), "{error}");
         assert!(error.ends_with("check that etcd runs and that --store-endpoints (SDM_STORE_ENDPOINTS) is right"));
-    }
-
-    #[test]
-    fn endpoints_are_checked() {
-        let urls = |text: &str| StoreOptions { endpoints: text.into(), ..Default::default() }.urls();
-        assert_eq!(urls("a:1, http://b:2,").unwrap(), ["http://a:1", "http://b:2"]);
-        for bad in ["", " , ", "http://a,https://b", "ftp://a"] {
-            assert!(urls(bad).is_err(), "{bad}");
-        }
     }
 }

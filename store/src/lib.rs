@@ -11,6 +11,7 @@ pub mod follow;
 pub mod lease;
 pub mod lock;
 pub mod memory;
+pub mod stats;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -50,6 +51,17 @@ pub enum StoreError {
         /// Where we tried.
         endpoints: String,
         /// The client's words.
+        reason: String,
+    },
+    /// The store does not let us in, or not everywhere.
+    #[error(
+        "etcd at {endpoints} refuses: {reason}; check --store-user, the password in --store-password-file and the \
+         rights of that user"
+    )]
+    Denied {
+        /// Where we tried.
+        endpoints: String,
+        /// The store's words.
         reason: String,
     },
     /// The lease does not exist any more.

@@ -113,3 +113,25 @@ async fn an_unreachable_store_is_an_error_in_time() {
     assert!(begun.elapsed() < Duration::from_secs(6));
     assert!(lock.to_string().contains("127.0.0.1:1"), "{lock}");
 }
+
+#[tokio::test]
+async fn listings_larger_than_a_message_are_whole() {
+    let etcd = Etcd::start().await.unwrap();
+    let store = open(&etcd).await;
+    // Together more than the 4 MiB that one message may have, also in a page of any fixed number of keys.
+    let large = vec![b'x'; 1 << 20];
+    for number in 0..6 {
+        store.put(&format!("large/{number}"), &large, None).await.unwrap();
+    }
+    for chunk in (0..1100).collect::<Vec<_>>().chunks(100) {
+        let writes = chunk.iter().map(|number| Op::put(format!("small/{number:04}"), "x")).collect();
+        store.txn(Vec::new(), writes).await.unwrap();
+    }
+    store.put("smalm", b"", None).await.unwrap();
+    assert_eq!(store.list("large/").await.unwrap().entries.len(), 6);
+    let small = store.list("small/").await.unwrap();
+    assert_eq!(small.entries.len(), 1100);
+    assert!(small.entries.is_sorted_by(|a, b| a.key < b.key));
+    let all = store.list("").await.unwrap();
+    assert_eq!((all.entries.len(), all.revision), (1107, small.revision));
+}

@@ -2,6 +2,7 @@
 //! whole stolon clusters made of them.
 
 pub mod etcd;
+pub mod etcds;
 pub mod port;
 pub mod postgres;
 pub mod stolon;

@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use common::exit::UsageError;
 use ladle::context::Context;
 use ladle::report::Progress;
-use model::spec::{DEFAULT_DATA_DIR, InitDefaults, InitSpec, StoreConnInfo};
+use model::spec::{DEFAULT_DATA_DIR, InitDefaults, InitSpec};
 use std::io::Read as _;
 use std::path::Path;
 use store::StoreOptions;
@@ -33,19 +33,7 @@ pub fn text(file: Option<&Path>, argument: Option<&str>) -> anyhow::Result<Strin
 
 /// What the specification may leave out. `os_user` becomes the superuser.
 pub fn defaults(store: &StoreOptions, os_user: String) -> InitDefaults {
-    let path = |file: &Option<std::path::PathBuf>| {
-        file.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    InitDefaults {
-        store: StoreConnInfo {
-            endpoints: store.endpoints.clone(),
-            ca_file: path(&store.ca_file),
-            cert_file: path(&store.cert_file),
-            key: path(&store.key_file),
-        },
-        os_user,
-        data_dir: DEFAULT_DATA_DIR.to_owned(),
-    }
+    InitDefaults { store: store.place(), os_user, data_dir: DEFAULT_DATA_DIR.to_owned() }
 }
 
 /// Checks the specification and makes the cluster.

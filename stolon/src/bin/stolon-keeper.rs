@@ -5,10 +5,7 @@ use stolon::cli::KEEPER_PREFIX;
 use stolon::keeper::{self, args::Args};
 
 fn main() -> ExitCode {
-    let mut args: Args = common::cli::parse(&[KEEPER_PREFIX]);
-    if args.debug {
-        args.common.log_level = common::cli::LogLevel::Debug;
-    }
+    let args: Args = common::cli::parse(&[KEEPER_PREFIX]);
     args.common.start_logging();
     common::exit::report(keeper::main(&args))
 }

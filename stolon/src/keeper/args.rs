@@ -110,24 +110,6 @@ pub struct Args {
     /// Priority as master, higher is preferred; if not given the stored one stays
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub priority: Option<i64>,
-    /// Address of the metrics page; accepted, metrics are not served yet
-    #[arg(long, value_name = "ADDRESS")]
-    pub metrics_listen_address: Option<String>,
-    /// For other stores than etcd; accepted and ignored
-    #[arg(long, value_name = "KIND", hide = true)]
-    pub kube_resource_kind: Option<String>,
-    /// Don't check the store's certificate
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, hide = true)]
-    pub store_skip_tls_verify: bool,
-    /// Colored log lines; accepted, lines have no colors
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, hide = true)]
-    pub log_color: bool,
-    /// The same as --log-level debug
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, hide = true)]
-    pub debug: bool,
 }
 
 /// The checked command line.
@@ -195,9 +177,6 @@ impl Args {
         }
         if self.pg_advertise_address.is_empty() && self.pg_listen_address.contains(['*', ',']) {
             return Err(usage("--pg-listen-address names several addresses; give --pg-advertise-address too".into()));
-        }
-        if self.store_skip_tls_verify {
-            return Err(usage("--store-skip-tls-verify is not served; give --store-ca-file".into()));
         }
         let (su, repl) = self.accounts(os_user)?;
         if su.user == repl.user {
@@ -275,11 +254,8 @@ impl Args {
         Ok(tls)
     }
 
-    /// Warnings about flags that are accepted without effect, and about a doubtful advertised address.
+    /// Warns about a doubtful advertised address.
     pub fn warn(&self) {
-        if self.metrics_listen_address.is_some() {
-            warn!("metrics are not served yet, --metrics-listen-address is ignored");
-        }
         let address =
             if self.pg_advertise_address.is_empty() { &self.pg_listen_address } else { &self.pg_advertise_address };
         match address.parse::<std::net::IpAddr>() {

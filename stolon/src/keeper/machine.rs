@@ -51,13 +51,13 @@ pub struct Machine {
     pub(super) wake: Arc<Notify>,
     pub(super) watched: watch::Sender<Watched>,
     pub(super) facts: watch::Sender<Facts>,
-    pub(super) probed: watch::Receiver<Probed>,
+    probed: watch::Receiver<Probed>,
     pub(super) view: watch::Receiver<View>,
     pub(super) key: String,
     pub(super) refused: Option<Refused>,
     pub(super) failures: Option<Failures>,
     pub(super) slots_told: Option<String>,
-    problems: BTreeMap<&'static str, String>,
+    pub(super) problems: BTreeMap<&'static str, String>,
     last_words: String,
     pause: Duration,
     revision: i64,
@@ -186,7 +186,10 @@ impl Machine {
     async fn pass(&mut self) -> Duration {
         let entry = self.view.borrow_and_update().entries.get(&self.key).cloned();
         // No store or no cluster data: PostgreSQL stays as it is.
-        let Some(entry) = entry else { return Duration::from_secs(30) };
+        let Some(entry) = entry else {
+            self.show_nothing();
+            return Duration::from_secs(30);
+        };
         let read = access::parse(&entry).map_err(|error| KeeperError::Other(one_line(&error)));
         let (data, spec) = match read.map(|read| (read.data.spec().effective(), read.data)) {
             Ok((Ok(spec), data)) => (data, spec),
@@ -203,7 +206,9 @@ impl Machine {
                 Facts { fail_interval: Some(spec.fail_interval), sleep_interval: sleep, rewrites, ..facts.clone() };
             std::mem::replace(facts, new.clone()) != new
         });
-        match self.follow_plans(&data, &spec).await {
+        let result = self.follow_plans(&data, &spec).await;
+        self.show(&data, sleep, result.is_ok());
+        match result {
             Ok(()) => {
                 self.pause = FIRST_PAUSE;
                 self.last_words.clear();

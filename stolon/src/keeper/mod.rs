@@ -24,6 +24,7 @@ pub mod plan;
 pub mod postgres;
 pub mod probe;
 pub mod publish;
+mod report;
 mod restore;
 mod resync;
 mod trash;
@@ -31,6 +32,7 @@ pub mod upstream;
 mod waldir;
 
 use crate::access::random_uid;
+use crate::metrics::{self, Program};
 use anyhow::{Context as _, bail};
 use args::{Args, Config};
 use common::privileges;
@@ -88,6 +90,7 @@ fn hand_over(dir: &Path, user: &privileges::OsUser) -> anyhow::Result<()> {
 
 async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
     let mut termination = Termination::listen()?;
+    metrics::start(&args.common, Program::Keeper).await?;
     let dir = KeeperDir::open(&config.data_dir, config.locking)?;
     let keeper = identify(&dir, &config)?;
     let state = dir.load_db()?;
@@ -175,6 +178,7 @@ impl Tasks {
         let follower = Follower::start(store.clone(), vec![StoreTarget::Key(keys.clusterdata())]);
         let (watched, watched_receiver) = watch::channel(Watched::default());
         let (results, probed) = watch::channel(Probed::default());
+        metrics::show_health(probed.clone());
         let facts = Facts {
             cluster_uid: keeper.cluster_uid.clone(),
             sleep_interval: Duration::from_secs(5),
@@ -228,6 +232,7 @@ impl Tasks {
         let watching = tokio::spawn(upstream_watch.run());
         let publishing = tokio::spawn(publisher.run(stopped));
         machine.run(termination.wait()).await;
+        metrics::keeper::SHUTDOWN.set_now();
         info!("stopping");
         let result = machine.shut_down().await;
         probing.abort();

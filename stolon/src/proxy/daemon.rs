@@ -15,6 +15,7 @@ use super::resolve::Resolver;
 use super::sockets::{self, SocketOptions};
 use super::status::Status;
 use crate::access;
+use crate::metrics;
 use common::runtime::Termination;
 use futures::future::BoxFuture;
 use model::ProxyUid;
@@ -42,6 +43,7 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let store = args.common.open_store().await?;
     // What it holds is also for those who watch over this proxy.
     let status = Arc::new(Status::default());
+    metrics::start_proxy(&args.common, status.clone()).await?;
     let mut proxy = Proxy::new(args, store, keys, status);
     info!(uid = proxy.uid.as_str(), "the proxy starts");
     // Cancel-safe where it matters: what is dropped half-way here is closed right below.
@@ -166,7 +168,7 @@ impl Proxy {
             let now = Instant::now();
             let target = plan::target(&self.document, self.resolver.resolved());
             let facts = self.facts(now, &target);
-            let (step, silence) = (plan::next_step(&facts), facts.silence());
+            let (step, silence, reason) = (plan::next_step(&facts), facts.silence(), facts.reason());
             let open_until = facts.forward_until().filter(|_| self.forwarding.is_some());
             self.gate.set(open_until);
             self.tell_silence(silence, now);
@@ -177,7 +179,7 @@ impl Proxy {
                 Step::Publish(order) => self.publish(order),
                 Step::Forward(destination) => self.forward(destination),
                 Step::Wait(moment) => {
-                    self.tell(&target.reason, now);
+                    self.tell(&reason, now);
                     return self.rest(moment, now).await;
                 }
             }

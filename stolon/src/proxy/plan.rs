@@ -347,13 +347,26 @@ impl Facts<'_> {
 
     /// The listening socket stays open until then.
     fn listen_until(&self) -> Option<Instant> {
-        let silent = [self.lease, self.next_lease].into_iter().flatten().map(|lease| lease.deadline()).max()?;
+        let silent = self.leases().map(|lease| lease.deadline()).max()?;
         Some(self.unusable_since.map_or(silent, |since| silent.min(since + self.timing.own)))
+    }
+
+    fn leases(&self) -> impl Iterator<Item = LeaseTimes> {
+        [self.lease, self.next_lease].into_iter().flatten()
     }
 
     /// The store has answered lately.
     fn hears(&self) -> bool {
         self.listen_until().is_some_and(|deadline| self.now < deadline)
+    }
+
+    /// Why nothing is forwarded, for people; [`Reason::Ready`] while nothing stands in the way. What the store said
+    /// before it fell silent is not the reason any more.
+    pub fn reason(&self) -> Reason {
+        // Before the first grant there is nothing that silence could be told from.
+        let granted = self.leases().filter(|lease| lease.id.is_some());
+        let silent = granted.map(|lease| lease.deadline()).max().is_some_and(|deadline| self.now >= deadline);
+        if silent { Reason::StoreSilent } else { self.target.reason.clone() }
     }
 
     /// The publication that is due, whether it may be made now or not.

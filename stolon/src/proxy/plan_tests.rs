@@ -251,6 +251,8 @@ fn silence_cuts_by_the_own_timeout_then_stops_listening() {
     assert!(matches!(open.step(15 * SECOND), Step::Wait(_)));
     let closed = open.change(|s| s.listening = false);
     assert!(matches!(closed.step(15 * SECOND), Step::Wait(_)));
+    assert_eq!(closed.facts(14 * SECOND).reason(), Reason::Ready);
+    assert_eq!(closed.facts(15 * SECOND).reason(), Reason::StoreSilent, "not what the store said before");
     let back = closed.change(|s| s.lease.as_mut().unwrap().alive_until += 16 * SECOND);
     assert_eq!(back.step(16 * SECOND), Step::Listen);
 }
@@ -288,6 +290,9 @@ fn before_the_first_read_and_with_unusable_data() {
         s.listening = false;
     });
     assert!(matches!(unread.step(SECOND), Step::Wait(_)));
+    let ungranted = LeaseTimes { id: None, alive_until: unread.start, timing: unread.timing };
+    let unread = unread.change(|s| s.lease = Some(ungranted));
+    assert_eq!(unread.facts(SECOND).reason(), Reason::Unread);
     let unusable = Scene::serving().change(|s| {
         s.target = nowhere(None, Reason::UnusableData);
         s.forwarding = None;

@@ -7,8 +7,10 @@ use super::inquirer::Inquirer;
 use super::observe::{Entries, document, keepers_know_a_cluster, observe};
 use super::plan::{Memory, Moment, Notes, Observed, Planned, Reason, plan, track};
 use crate::access::{self, AccessError, Versioned};
+use crate::metrics::{self, Program, SENTINEL_READY};
 use anyhow::Result;
 use chrono::Utc;
+use common::metrics::NotReady;
 use common::runtime::Termination;
 use model::stolon::ext::History;
 use model::stolon::keys::Keys;
@@ -30,6 +32,7 @@ pub async fn run(args: SentinelArgs) -> Result<()> {
     let keys = args.common.keys()?;
     let initial = args.initial_spec()?;
     let mut termination = Termination::listen()?;
+    metrics::start(&args.common, Program::Sentinel).await?;
     let store = args.common.open_store().await?;
     serve(store, keys, &args.common.cluster_name, initial, termination.wait()).await;
     Ok(())
@@ -138,6 +141,7 @@ impl Sentinel {
         if !view.loaded || !view.connected {
             self.connected_since = None;
             self.written = 0;
+            SENTINEL_READY.set(Err(NotReady::new("store_silent", "the store can't be read")));
             return None;
         }
         let connected_since = *self.connected_since.get_or_insert(self.origin.elapsed());
@@ -307,6 +311,8 @@ impl Sentinel {
         if leading != self.leading {
             info!(cluster = self.cluster, "{}", if leading { "this sentinel leads" } else { "this sentinel waits" });
             self.leading = leading;
+            metrics::sentinel::IS_LEADER.set(f64::from(u8::from(leading)));
+            metrics::sentinel::LEADER_COUNT.add(f64::from(u8::from(leading)));
             self.new_leader = true;
             self.said.clear();
         }
@@ -320,6 +326,10 @@ impl Sentinel {
             _ => {}
         }
         self.failing = error.is_some();
+        SENTINEL_READY.set(match error {
+            Some(error) => Err(NotReady::new("store_failing", error.to_string())),
+            None => Ok(()),
+        });
         self.failing
     }
 
@@ -329,6 +339,9 @@ impl Sentinel {
         let generation = db.map_or(0, |db| db.generation);
         let cluster = &self.cluster;
         for reason in reasons.iter().filter(|reason| !self.said.contains(reason)) {
+            if matches!(reason, Reason::NewMaster { .. }) {
+                metrics::sentinel::MASTER_CHANGES.add(1.0);
+            }
             if reason.is_problem() {
                 error!(cluster, master, generation, "{reason}");
             } else {

@@ -19,7 +19,7 @@ pub(super) async fn command(store: &SharedStore, keys: &Keys, args: &Args) -> an
     Ok(render::print(&text(&spec, args.defaults)?)?)
 }
 
-fn text(spec: &StolonSpec, defaults: bool) -> anyhow::Result<String> {
+pub(crate) fn text(spec: &StolonSpec, defaults: bool) -> anyhow::Result<String> {
     if defaults {
         return Ok(render::json(&spec.effective()?));
     }

@@ -526,3 +526,27 @@ fn a_primary_is_handed_over_to_its_successor() {
     let case = case.settled();
     assert!(conninfo(&case).contains("10.0.0.2"));
 }
+
+proptest::proptest! {
+    /// Cluster data of all kinds: a plan, or none, but no panic, and no step that gives data up for another reason than a
+    /// db that is new to this directory.
+    #[test]
+    fn foreign_cluster_data_is_planned_or_refused(bytes in crate::fuzz::clusterdata(), keeper in "k[1-4]") {
+        let Ok(data) = ClusterData::parse(&bytes) else { return Ok(()) };
+        let spec = data.spec().effective().unwrap();
+        let mut case = Case::new("a");
+        case.setup.uid = keeper.as_str().into();
+        case.local.cluster_uid = "c".into();
+        let own = data.db_of_keeper(&case.setup.uid).map(|db| db.uid.clone());
+        for state in [own.clone().unwrap_or_default(), "other".into(), Default::default()] {
+            case.local.state.uid = state.clone();
+            for data_dir in [present(ControlState::Production, false), present(ControlState::ArchiveRecovery, true), Data::Missing] {
+                case.local.data = data_dir;
+                let plan = plan(&case.setup, &case.local, &data, &spec);
+                let gives_up = plan.steps.iter().any(|step| matches!(step.name(), "initdb" | "resync" | "delete garbage"));
+                let kept = own.as_ref() == Some(&state) && data_dir != Data::Missing;
+                proptest::prop_assert!(!(gives_up && kept), "{:?}", plan.steps);
+            }
+        }
+    }
+}
