@@ -1,7 +1,7 @@
 //! Command lines whose flags can also be given in the environment.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgAction, Args, Command, CommandFactory, FromArgMatches, ValueEnum};
+use clap::{Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, ValueEnum};
 use model::GoDuration;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -69,7 +69,7 @@ pub struct EtcdArgs {
     /// Take any certificate of https endpoints, also a forged one
     #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide_default_value = true,
-          hide_possible_values = true, help_heading = COMMON_HEADING, display_order = 914)]
+          value_parser = parse_bool, help_heading = COMMON_HEADING, display_order = 914)]
     pub store_skip_tls_verify: bool,
     /// User of etcd, where it asks for one
     #[arg(long, value_name = "NAME", global = true, help_heading = COMMON_HEADING, display_order = 915)]
@@ -135,6 +135,18 @@ pub fn parse_endpoints(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A truth value in all the words that Go's flags take.
+///
+/// # Errors
+/// Another word.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".to_owned()),
+    }
+}
+
 /// A limit of time: plain seconds, or a duration as Go writes it.
 ///
 /// # Errors
@@ -170,7 +182,7 @@ pub struct LogArgs {
     pub log_format: LogFormat,
     /// Colors in log lines [default: on a terminal, unless NO_COLOR is set]
     #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", action = ArgAction::Set, hide_possible_values = true,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = parse_bool,
           help_heading = COMMON_HEADING, display_order = 932)]
     pub log_color: Option<bool>,
 }
@@ -208,7 +220,32 @@ pub enum OutputFormat {
 /// the command line wins over all, an empty variable is ignored. Prints help or a usage error and ends the
 /// process (status 0 or 2) where there is nothing to run.
 pub fn parse<T: CommandFactory + FromArgMatches>(prefixes: &[&str]) -> T {
-    let command = with_environment(T::command(), prefixes, |name| std::env::var_os(name));
+    parse_command(T::command(), prefixes)
+}
+
+/// As [`parse`]; every flag that is on or off may also be given as `--flag=true` or `--flag=false`, as Go's can.
+pub fn parse_as_go<T: CommandFactory + FromArgMatches>(prefixes: &[&str]) -> T {
+    parse_command(with_go_booleans(T::command()), prefixes)
+}
+
+fn with_go_booleans(command: Command) -> Command {
+    let with_value = |arg: Arg| match arg.get_action() {
+        ArgAction::SetTrue => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .value_name("BOOL")
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .value_parser(parse_bool),
+        _ => arg,
+    };
+    command.mut_args(with_value).mut_subcommands(with_go_booleans)
+}
+
+fn parse_command<T: FromArgMatches>(command: Command, prefixes: &[&str]) -> T {
+    let command = with_environment(command, prefixes, |name| std::env::var_os(name));
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match try_parse(command.clone(), &arguments) {
         Ok(value) => value,
@@ -297,7 +334,7 @@ mod tests {
         common: CommonArgs,
         /// Own flag
         #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = true,
-              action = clap::ArgAction::Set)]
+              action = clap::ArgAction::Set, value_parser = parse_bool)]
         can_be_master: bool,
     }
 
@@ -326,6 +363,32 @@ mod tests {
         assert_eq!(read(&env, &[]).unwrap().common.cluster_name, "x");
         assert_eq!(read(&env, &["--cluster-name", "flag"]).unwrap().common.cluster_name, "flag");
         assert_eq!(read(&[], &[]).unwrap().common.cluster_name, "cluster0");
+    }
+
+    #[test]
+    fn booleans_are_those_of_go() {
+        for (text, value) in [("1", true), ("T", true), ("True", true), ("0", false), ("f", false), ("FALSE", false)] {
+            assert_eq!(parse_bool(text), Ok(value), "{text}");
+        }
+        for bad in ["", "yes", "tRUE", "2", "\u{0}"] {
+            assert!(parse_bool(bad).is_err(), "{bad:?}");
+        }
+
+        #[derive(Debug, Parser)]
+        struct Switch {
+            #[arg(short, long)]
+            yes: bool,
+        }
+        let parse = |arguments: &[&str]| {
+            let matches = with_go_booleans(Switch::command()).try_get_matches_from([&["x"], arguments].concat());
+            matches.and_then(|matches| Switch::from_arg_matches(&matches)).map(|switch| switch.yes)
+        };
+        for (arguments, value) in
+            [(&[][..], false), (&["-y"], true), (&["--yes"], true), (&["--yes=true"], true), (&["--yes=0"], false)]
+        {
+            assert_eq!(parse(arguments).unwrap(), value, "{arguments:?}");
+        }
+        assert!(parse(&["--yes=maybe"]).is_err() && parse(&["--yes", "true"]).is_err());
     }
 
     #[test]

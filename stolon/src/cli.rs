@@ -2,12 +2,15 @@
 
 use anyhow::bail;
 use clap::{ArgAction, Args};
-use common::cli::{COMMON_HEADING, EtcdArgs, LogArgs, LogLevel, parse_time_limit};
+use common::cli::{COMMON_HEADING, EtcdArgs, LogArgs, LogLevel, parse_bool, parse_time_limit};
 use common::exit::UsageError;
 use model::stolon::keys::{DEFAULT_PREFIX, Keys};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{EtcdStore, SharedStore};
+
+/// What `--version` says after the program's name, in the words of Go's programs.
+pub const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"));
 
 /// Environment prefix of the keeper's flags.
 pub const KEEPER_PREFIX: &str = "STKEEPER";
@@ -22,12 +25,12 @@ pub const CTL_PREFIX: &str = "STOLONCTL";
 #[derive(Args, Clone, Debug)]
 #[allow(missing_docs, reason = "the doc comments are help texts; that of a flattened one would show up in them")]
 pub struct CommonArgs {
-    /// Name of the stolon cluster
-    #[arg(long, value_name = "NAME", global = true, default_value = "",
+    /// Name of the stolon cluster (required)
+    #[arg(long, value_name = "NAME", global = true, default_value = "", hide_default_value = true,
           help_heading = COMMON_HEADING, display_order = 900)]
     pub cluster_name: String,
-    /// Kind of store: etcdv3
-    #[arg(long, value_name = "KIND", global = true, default_value = "",
+    /// Kind of store (required): etcdv3, no other is served
+    #[arg(long, value_name = "KIND", global = true, default_value = "", hide_default_value = true,
           help_heading = COMMON_HEADING, display_order = 901)]
     pub store_backend: String,
     /// Prefix of all keys in the store
@@ -45,12 +48,13 @@ pub struct CommonArgs {
     pub log: LogArgs,
     /// Old name of --log-level debug
     #[arg(long, value_name = "BOOL", global = true, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", default_value_t = false, action = ArgAction::Set, hide = true)]
+          default_missing_value = "true", default_value_t = false, action = ArgAction::Set,
+          value_parser = parse_bool, hide = true)]
     pub debug: bool,
     /// For Kubernetes as a store, which is not served: without effect
     #[arg(long, value_name = "KIND", global = true, hide = true)]
     pub kube_resource_kind: Option<String>,
-    /// Address of metrics and health, like 127.0.0.1:9100; without it nothing is served
+    /// Address where a daemon serves metrics and health, like 127.0.0.1:9100; without it nothing is served
     #[arg(long, value_name = "ADDRESS", global = true, help_heading = COMMON_HEADING, display_order = 940)]
     pub metrics_listen_address: Option<String>,
 }

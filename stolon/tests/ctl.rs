@@ -101,7 +101,8 @@ async fn a_cluster_is_made_and_changed() {
     assert_eq!(lab.done(&["spec"]), "{\n\t\"initMode\": \"new\"\n}\n");
     assert!(lab.done(&["spec", "--defaults"]).contains("\t\"maxStandbyLag\": 1232896,\n"));
 
-    lab.done(&["init", "-y"]);
+    assert!(lab.refused(&["init", "--yes=false"]).contains("--yes"));
+    lab.done(&["--kubeconfig", "/nonexistent", "init", "--yes=true", "--kube-namespace=n", "--kube-context=c"]);
     assert_ne!(lab.data().await.unwrap()["cluster"]["uid"], first["cluster"]["uid"]);
 }
 
@@ -120,7 +121,6 @@ async fn bad_input_changes_nothing() {
         &["update", "-p", r#"{"initMode":null}"#],
         &["update", "-p", r#"{"role":"standby","standbyConfig":{}}"#],
         &["update", "-p", r#"{"proxyTimeout":"1s"}"#],
-        &["update", "{}", "-f", "x"],
         &["update", "-f", "/nonexistent"],
         &["failkeeper", "nobody"],
         &["removekeeper", "nobody"],
@@ -132,7 +132,15 @@ async fn bad_input_changes_nothing() {
         lab.refused(bad);
     }
     assert_eq!(lab.data().await.unwrap(), sample());
-    for usage in [&["update"][..], &["setkeeperpriority", "k", "x"], &["nonsense"], &["status", "-f", "xml"]] {
+    for usage in [
+        &["update"][..],
+        &["update", "{}", "-f", "x"],
+        &["init", "{}", "-f", "x"],
+        &["promote", "--yes=perhaps"],
+        &["setkeeperpriority", "k", "x"],
+        &["nonsense"],
+        &["status", "-f", "xml"],
+    ] {
         assert_eq!(lab.ctl(usage, "").status.code(), Some(2), "{usage:?}");
     }
     assert!(lab.refused(&["register"]).contains("Consul"));
@@ -255,6 +263,14 @@ fn versions_need_no_store() {
     for arguments in [&["version"][..], &["--version"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_stolonctl")).args(arguments).output().unwrap();
         assert!(output.status.success());
-        assert!(String::from_utf8_lossy(&output.stdout).starts_with("stolonctl "));
+        assert!(String::from_utf8_lossy(&output.stdout).starts_with("stolonctl version "));
+    }
+    for program in
+        [env!("CARGO_BIN_EXE_stolon-keeper"), env!("CARGO_BIN_EXE_stolon-sentinel"), env!("CARGO_BIN_EXE_stolon-proxy")]
+    {
+        let output = Command::new(program).arg("--version").output().unwrap();
+        let name = program.rsplit('/').next().unwrap();
+        let expected = format!("{name} version {}\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     }
 }

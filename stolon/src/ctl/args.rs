@@ -4,16 +4,25 @@ use super::commands::{
     clusterdata, elect, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update,
     why,
 };
-use crate::cli::CommonArgs;
+use crate::cli::{CommonArgs, VERSION};
 use clap::{Parser, Subcommand};
 
 /// Looks at and changes a stolon cluster
 #[derive(Clone, Debug, Parser)]
-#[command(name = "stolonctl", version)]
+#[command(name = "stolonctl", version = VERSION)]
 pub struct CtlArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its doc comment would become the help text of the flags")]
     pub common: CommonArgs,
+    /// For Kubernetes as a store, which is not served: without effect
+    #[arg(long, value_name = "FILE", global = true, hide = true)]
+    pub kubeconfig: Option<String>,
+    /// As `--kubeconfig`
+    #[arg(long, value_name = "NAME", global = true, hide = true)]
+    pub kube_context: Option<String>,
+    /// As `--kubeconfig`
+    #[arg(long, value_name = "NAME", global = true, hide = true)]
+    pub kube_namespace: Option<String>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,

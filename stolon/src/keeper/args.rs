@@ -4,9 +4,10 @@ mod account;
 
 pub use account::{Access, Account, AuthMethod, ConnectionType};
 
-use crate::cli::CommonArgs;
+use crate::cli::{CommonArgs, VERSION};
 use account::password;
 use clap::{ArgAction, Parser};
+use common::cli::parse_bool;
 use common::exit::UsageError;
 use model::KeeperUid;
 use pg::{SslMode, Tls};
@@ -15,7 +16,7 @@ use tracing::warn;
 
 /// Owns one PostgreSQL instance and makes it what the cluster data says
 #[derive(Debug, Parser)]
-#[command(name = "stolon-keeper", version)]
+#[command(name = "stolon-keeper", version = VERSION)]
 #[allow(missing_docs, reason = "doc comments of members become help texts; that of the flattened one must not")]
 pub struct Args {
     #[command(flatten)]
@@ -23,20 +24,20 @@ pub struct Args {
     /// Keeper UID (a-z, 0-9 and _); generated and remembered if not given
     #[arg(long, alias = "id", value_name = "UID")]
     pub uid: Option<String>,
-    /// The keeper's directory; PostgreSQL's data is in its subdirectory postgres
+    /// The keeper's directory (required); PostgreSQL's data is in its subdirectory postgres
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Directory for PostgreSQL's WAL; by default it stays with the data. Existing WAL is moved at the next start
     #[arg(long, value_name = "DIR")]
     pub wal_dir: Option<PathBuf>,
-    /// PostgreSQL's listen_addresses
-    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    /// PostgreSQL's listen_addresses (required)
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     pub pg_listen_address: String,
     /// PostgreSQL's port
     #[arg(long, value_name = "PORT", default_value_t = 5432)]
     pub pg_port: u16,
     /// Address that others use; by default the listen address
-    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     pub pg_advertise_address: String,
     /// Port that others use; by default --pg-port
     #[arg(long, value_name = "PORT")]
@@ -65,8 +66,8 @@ pub struct Args {
     /// Which TCP connections the superuser may use; by default host, and hostssl with cert
     #[arg(long, value_enum, value_name = "TYPE")]
     pub pg_su_connection_type: Option<ConnectionType>,
-    /// Replication user
-    #[arg(long, value_name = "NAME", default_value = "")]
+    /// Replication user (required)
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub pg_repl_username: String,
     /// The replication user's password; visible to others in the process list; prefer the file
     #[arg(long, value_name = "PASSWORD", hide_env_values = true)]
@@ -97,15 +98,18 @@ pub struct Args {
     pub pg_ssl_key: Option<PathBuf>,
     /// May be chosen as new master
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = true, action = ArgAction::Set)]
+          default_value_t = true, action = ArgAction::Set,
+          value_parser = parse_bool)]
     pub can_be_master: bool,
     /// May be added to the synchronous set
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = true, action = ArgAction::Set)]
+          default_value_t = true, action = ArgAction::Set,
+          value_parser = parse_bool)]
     pub can_be_synchronous_replica: bool,
     /// Don't lock the data directory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set)]
+          default_value_t = false, action = ArgAction::Set,
+          value_parser = parse_bool)]
     pub disable_data_dir_locking: bool,
     /// Priority as master, higher is preferred; if not given the stored one stays
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]

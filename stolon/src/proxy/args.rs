@@ -1,14 +1,15 @@
 //! The proxy's command line.
 
 use super::replicas::ReplicaRole;
-use crate::cli::CommonArgs;
+use crate::cli::{CommonArgs, VERSION};
 use clap::{ArgAction, Parser};
+use common::cli::parse_bool;
 use model::GoDuration;
 use std::time::Duration;
 
 /// Forwards connections to the master of a stolon cluster
 #[derive(Clone, Debug, Parser)]
-#[command(name = "stolon-proxy", version)]
+#[command(name = "stolon-proxy", version = VERSION)]
 pub struct ProxyArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its doc comment would become the help text of the flags")]
@@ -20,13 +21,14 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "PORT", default_value = "5432")]
     pub port: u16,
     /// Address that is published for clients, if it is not the one to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     pub advertise_address: String,
     /// Close the listening socket too while the store is out of reach
     #[arg(
         long,
         value_name = "BOOL",
         action = ArgAction::Set,
+        value_parser = parse_bool,
         default_value = "true",
         default_missing_value = "true",
         num_args = 0..=1,
@@ -54,7 +56,7 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "PORT", default_value = "0")]
     pub replica_port: u16,
     /// Address of the port for reading, if it is not the one of --listen-address
-    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     pub replica_listen_address: String,
     /// Standbys that are read from: any, or only synchronous ones
     #[arg(long, value_enum, value_name = "ROLE", default_value = "any")]
@@ -68,6 +70,7 @@ pub struct ProxyArgs {
         long,
         value_name = "BOOL",
         action = ArgAction::Set,
+        value_parser = parse_bool,
         default_value = "false",
         default_missing_value = "true",
         num_args = 0..=1,

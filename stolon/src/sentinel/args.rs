@@ -1,6 +1,6 @@
 //! The sentinel's command line.
 
-use crate::cli::CommonArgs;
+use crate::cli::{CommonArgs, VERSION};
 use anyhow::Context as _;
 use clap::Parser;
 use model::stolon::{StolonSpec, parse_user_spec};
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Decides which keeper of a stolon cluster is master
 #[derive(Clone, Debug, Parser)]
-#[command(name = "stolon-sentinel", version)]
+#[command(name = "stolon-sentinel", version = VERSION)]
 pub struct SentinelArgs {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its doc comment would become the help text of the flags")]

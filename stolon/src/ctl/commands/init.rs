@@ -12,6 +12,7 @@ use store::SharedStore;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The cluster specification, in JSON; without it and --file: {"initMode": "new"}
+    #[arg(conflicts_with = "file")]
     pub spec: Option<String>,
     /// File with the specification; - is standard input
     #[arg(short, long, value_name = "FILE")]

@@ -25,7 +25,7 @@ use store::SharedStore;
 /// # Errors
 /// The command's own; wrong usage.
 pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
-    let CtlArgs { common, command } = args;
+    let CtlArgs { common, command, kubeconfig: _, kube_context: _, kube_namespace: _ } = args;
     match command {
         Command::Version => Ok(render::print(&format!("stolonctl version {}\n", env!("CARGO_PKG_VERSION")))?),
         Command::Register { .. } => Err(Hinted {

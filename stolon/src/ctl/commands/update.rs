@@ -12,6 +12,7 @@ use store::SharedStore;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The specification or the patch, in JSON
+    #[arg(conflicts_with = "file")]
     pub spec: Option<String>,
     /// File with it; - is standard input
     #[arg(short, long, value_name = "FILE")]
