@@ -49,7 +49,7 @@ impl Machine {
                 Ok(())
             }
             Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
-            Step::DeleteGarbage => trash::delete_garbage(&self.dir.pgdata()),
+            Step::DeleteGarbage => self.apply_delete_garbage(),
             Step::Initdb(config) => self.apply_initdb(&config).await,
             Step::StartForSetup(files) => self.apply_start_for_setup(&files).await,
             Step::ReadParameters => {
@@ -178,7 +178,8 @@ impl Machine {
             // The configuration that is underneath may be of a place where these were elsewhere.
             format!("data_directory={}", pgdata.display()),
             format!("hba_file={}", pgdata.join("pg_hba.conf").display()),
-            "external_pid_file=".into(),
+            // PostgreSQL would complain about an empty name.
+            format!("external_pid_file={}", pgdata.join("stolon-temp.pid").display()),
         ];
         settings.extend(more);
         self.apply_start(settings).await

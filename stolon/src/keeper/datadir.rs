@@ -55,9 +55,12 @@ pub struct RestoreState {
     /// The db that is being made.
     #[serde(rename = "UID")]
     pub uid: DbUid,
-    /// The command that brought everything.
+    /// The command that brought everything; empty while it runs.
     #[serde(rename = "Command")]
     pub command: String,
+    /// The directory that the command was given for WAL.
+    #[serde(rename = "WALDir", skip_serializing_if = "Option::is_none")]
+    pub wal_dir: Option<PathBuf>,
     /// The recovery was begun: where its signal file is gone, it has ended.
     #[serde(rename = "Recovering")]
     pub recovering: bool,

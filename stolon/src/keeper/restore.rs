@@ -8,12 +8,14 @@ use super::observe::{self, RECOVERY_SIGNAL, STANDBY_SIGNAL};
 use super::plan::{Data, Recover};
 use super::postgres::binaries::{describe_status, tail};
 use super::postgres::{conf, process, recovery};
+use super::{trash, waldir};
+use chrono::Utc;
 use model::DbUid;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,10 +38,20 @@ impl Machine {
     pub(super) async fn apply_restore(&mut self, db: DbUid, command: String, interest: &Interest) -> Result<()> {
         let started = Instant::now();
         let pgdata = self.dir.pgdata();
-        self.dir.save_restore(None)?;
+        let wal_dir = self.config.wal_dir.as_deref().map(|dir| waldir::fresh(dir, Utc::now()));
+        let begun = RestoreState { uid: db, wal_dir, ..Default::default() };
+        // A keeper that finds an unfinished restore has to know which WAL is part of it.
+        self.dir.save_restore(Some(&begun))?;
         make_private_dir(&pgdata)?;
         io(std::fs::set_permissions(&pgdata, Permissions::from_mode(0o700)), "change the mode of", &pgdata)?;
-        let line = recovery::fill_in(&command, &pgdata.display().to_string(), None);
+        let wal = match &begun.wal_dir {
+            Some(wal) => {
+                make_private_dir(wal)?;
+                Some(wal.display().to_string())
+            }
+            None => None,
+        };
+        let line = recovery::fill_in(&command, &pgdata.display().to_string(), wal.as_deref());
         info!("restoring a backup by dataRestoreCommand");
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(line).current_dir(self.dir.root()).stdin(self.dir.work_stdin()?);
@@ -48,6 +60,7 @@ impl Machine {
         }
         self.unless_changed(interest, run_shell(shell)).await?;
         io(std::fs::set_permissions(&pgdata, Permissions::from_mode(0o700)), "change the mode of", &pgdata)?;
+        settle_wal(&pgdata, begun.wal_dir.as_deref())?;
         self.check_restored(&pgdata).await?;
         // The server that the backup was taken from is not here.
         for file in ["postmaster.pid", "postmaster.opts", STANDBY_SIGNAL, RECOVERY_SIGNAL] {
@@ -55,9 +68,20 @@ impl Machine {
         }
         keep_configuration(&pgdata)?;
         sync_data(pgdata).await?;
-        self.dir.save_restore(Some(&RestoreState { uid: db, command, recovering: false }))?;
+        self.dir.save_restore(Some(&RestoreState { command, ..begun }))?;
         info!(seconds = started.elapsed().as_secs(), "the backup is restored");
         Ok(())
+    }
+
+    pub(super) fn apply_delete_garbage(&self) -> Result<()> {
+        let pgdata = self.dir.pgdata();
+        let begun = self.dir.load_restore().filter(|begun| begun.uid == self.state.uid);
+        if let Some(begun) = &begun {
+            forget_foreign_wal(&pgdata, begun.wal_dir.as_deref())?;
+        }
+        trash::delete_garbage(&pgdata)?;
+        // A command that was interrupted need not have linked to it yet.
+        begun.and_then(|begun| begun.wal_dir).map_or(Ok(()), |wal| waldir::remove(&wal))
     }
 
     async fn check_restored(&self, pgdata: &Path) -> Result<()> {
@@ -142,6 +166,44 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// Makes the directory for WAL that the command was given part of what it restored, if it used that.
+fn settle_wal(pgdata: &Path, wal_dir: Option<&Path>) -> Result<()> {
+    if let Some(link) = forget_foreign_wal(pgdata, wal_dir)? {
+        return Err(KeeperError::Other(format!(
+            "dataRestoreCommand restored pg_wal as a link to {}, which may be in use by another server; let it restore WAL to \
+             %d/pg_wal, or to %w with --wal-dir",
+            link.display()
+        )));
+    }
+    let pg_wal = pgdata.join("pg_wal");
+    let Some(wal_dir) = wal_dir.filter(|_| !pg_wal.is_symlink()) else { return Ok(()) };
+    // Succeeds for an empty one only.
+    if std::fs::remove_dir(wal_dir).is_ok() || !wal_dir.exists() {
+        return Ok(());
+    }
+    let present = std::fs::read_dir(&pg_wal).into_iter().flatten().flatten();
+    if present.into_iter().any(|entry| !entry.path().is_dir()) {
+        return Err(KeeperError::Other(
+            "dataRestoreCommand restored WAL both to %w and to %d/pg_wal; let it restore all WAL to one place".into(),
+        ));
+    }
+    waldir::remove(&pg_wal)?;
+    io(std::os::unix::fs::symlink(wal_dir, &pg_wal), "link", &pg_wal)
+}
+
+/// Removes a restored link to WAL elsewhere, and says where it led: a plain copy of another data directory, which may run,
+/// leads to that one's WAL, which must be neither written to nor deleted.
+fn forget_foreign_wal(pgdata: &Path, wal_dir: Option<&Path>) -> Result<Option<PathBuf>> {
+    let pg_wal = pgdata.join("pg_wal");
+    let Ok(link) = std::fs::read_link(&pg_wal) else { return Ok(None) };
+    let real = |path: &Path| path.canonicalize().ok();
+    if wal_dir.is_some_and(|wal_dir| real(wal_dir).is_some() && real(wal_dir) == real(&pg_wal)) {
+        return Ok(None);
+    }
+    process::remove_file(&pg_wal)?;
+    Ok(Some(link))
 }
 
 /// Runs the operator's line to its end; it and its children die if this future is dropped.
@@ -286,6 +348,39 @@ mod tests {
                 assert_eq!(present(), wanted);
             }
         }
+    }
+
+    #[test]
+    fn wal_of_others_is_neither_used_nor_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let (pgdata, ours, theirs) =
+            (root.path().join("postgres"), root.path().join("stolon-wal-1"), root.path().join("stolon-wal-2"));
+        let pg_wal = pgdata.join("pg_wal");
+        for dir in [&pgdata, &ours, &theirs] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        std::fs::write(theirs.join("segment"), "").unwrap();
+        std::os::unix::fs::symlink(&theirs, &pg_wal).unwrap();
+        for wal_dir in [Some(ours.as_path()), None] {
+            let error = settle_wal(&pgdata, wal_dir).map_err(|error| error.to_string());
+            assert_eq!(error.is_err_and(|error| error.contains("another server")), wal_dir.is_some());
+            assert!(!pg_wal.is_symlink() && theirs.join("segment").exists());
+        }
+        // Not used, used without a link, used with one, and both at once.
+        std::fs::create_dir_all(pg_wal.join("archive_status")).unwrap();
+        settle_wal(&pgdata, Some(&ours)).unwrap();
+        assert!(!ours.exists() && !pg_wal.is_symlink());
+        std::fs::create_dir(&ours).unwrap();
+        std::fs::write(ours.join("segment"), "").unwrap();
+        for _ in 0..2 {
+            settle_wal(&pgdata, Some(&ours)).unwrap();
+            assert_eq!(std::fs::read_link(&pg_wal).unwrap(), ours);
+        }
+        std::fs::remove_file(&pg_wal).unwrap();
+        std::fs::create_dir(&pg_wal).unwrap();
+        std::fs::write(pg_wal.join("segment"), "").unwrap();
+        assert!(settle_wal(&pgdata, Some(&ours)).is_err_and(|error| error.to_string().contains("both")));
+        assert!(pg_wal.join("segment").exists() && ours.join("segment").exists());
     }
 
     #[test]

@@ -136,8 +136,11 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     io(File::open(to).and_then(|file| Ok(syncfs(file)?)), "sync", to)
 }
 
-/// A directory, or a link together with what it leads to if that is ours.
-fn remove(path: &Path) -> Result<()> {
+/// Deletes a directory, or a link together with what it leads to if that is ours.
+///
+/// # Errors
+/// The file system refuses.
+pub(super) fn remove(path: &Path) -> Result<()> {
     if let Ok(link) = std::fs::read_link(path) {
         if plan(Some(&link), None, DateTime::UNIX_EPOCH) == Move::Home {
             remove(&link)?;

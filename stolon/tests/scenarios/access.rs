@@ -23,7 +23,8 @@ async fn strict_access_is_for_the_members_only() {
         .keepers(3)
         .spec(json!({"defaultSUReplAccessMode": "strict", "pgHBA": ["host all all 127.0.0.1/32 trust"]}))
         .keeper_arguments(1, &["--pg-advertise-address", "localhost"])
-        .keeper_arguments(2, &["--pg-advertise-address", six])
+        // All are on one host, where those that reach this one come from its own address: it can't let them in as master.
+        .keeper_arguments(2, &["--pg-advertise-address", six, "--can-be-master=false"])
         .prepare()
         .await;
     lab.keeper(2).process.set_argument("--pg-listen-address", "localhost,127.0.0.1");

@@ -131,8 +131,12 @@ fn what_was_restored_once_is_not_fetched_again() {
         let mut case = pitr();
         case.local.state = DbState { uid: uid.into(), initializing: true, ..Default::default() };
         case.local.data = data;
-        case.local.restored =
-            restored.map(|(uid, command)| RestoreState { uid: uid.into(), command: command.into(), recovering: true });
+        case.local.restored = restored.map(|(uid, command)| RestoreState {
+            uid: uid.into(),
+            command: command.into(),
+            recovering: true,
+            wal_dir: None,
+        });
         case
     };
     let there = present(ControlState::ArchiveRecovery, true);
