@@ -287,6 +287,12 @@ async fn a_sentinel_makes_the_cluster_and_password_files_may_end_with_a_line_bre
             keeper.process.set_argument(&format!("--pg-{user}-passwordfile"), password.to_str().unwrap());
         }
     }
+    // Without a keeper there is nothing to begin with.
+    lab.sentinel(0).start();
+    let words = "none has registered";
+    eventually("the sentinel lacks keepers", async || lab.sentinel(0).log().contains(words)).await;
+    let data = lab.data().await;
+    assert!(!initialized(&data) && data.dbs.is_empty() && data.cluster.status.master.is_empty());
     lab.start_all();
     lab.wait("a master and its standby", |data| {
         data.dbs.len() == 2 && data.dbs.values().all(|db| db.status.healthy && db.converged())

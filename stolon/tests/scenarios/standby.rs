@@ -144,6 +144,43 @@ async fn settings_of_a_standby_cluster_change_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_standby_cluster_follows_another_cluster_through_its_switchover() {
+    let upstream = lab().up().await;
+    let writer = &upstream.proxy(0).pg;
+    writer.one("CREATE TABLE t (n int)").await;
+    writer.one("INSERT INTO t VALUES (1)").await;
+    let place = format!("-h 127.0.0.1 -p {} -U repl", writer.port());
+    let program = testkit::postgres::bin_dir().unwrap().join("pg_basebackup");
+    let lab = lab().spec(json!({"initMode": "pitr", "role": "standby",
+        "pitrConfig": {"dataRestoreCommand":
+            format!("{} {place} -D %d -X stream --checkpoint=fast --no-sync", program.display())},
+        "standbyConfig": {"standbySettings":
+            {"primaryConninfo": format!("host=127.0.0.1 port={} user=repl", writer.port())}}}));
+    let lab = lab.up().await;
+    all_have(&lab, "1").await;
+    let before = lab.data().await;
+    let next = upstream.standbys().await[0];
+    upstream.ctl(&["switchover", "-y", "--to", &upstream.keeper(next).uid]).await;
+    // An answer may be lost on the way, and then it is asked for again.
+    writer.one("INSERT INTO t SELECT 2 WHERE NOT EXISTS (SELECT FROM t WHERE n = 2)").await;
+    all_have(&lab, "1,2").await;
+    let after = lab
+        .wait("all are on the next timeline", |data| {
+            data.dbs.values().all(|db| db.status.timeline_id == 2 && db.status.healthy)
+        })
+        .await;
+    assert_eq!(after.cluster.status.master, before.cluster.status.master);
+    assert!(after.dbs.keys().eq(before.dbs.keys()), "nobody was made again");
+    // It goes its own way from there.
+    lab.ctl(&["promote", "--yes"]).await;
+    lab.proxy(0).pg.wait_for("SELECT pg_is_in_recovery()", "f").await;
+    lab.ready().await;
+    lab.proxy(0).pg.one("INSERT INTO t VALUES (3)").await;
+    all_have(&lab, "1,2,3").await;
+    assert_eq!(writer.one(NUMBERS).await, "1,2");
+}
+
+#[tokio::test]
 async fn existing_data_of_a_primary_makes_no_standby_cluster() {
     let outside = Outside::start(&[]);
     let settings = json!({"standbySettings": {"primaryConninfo": outside.conninfo()}});
