@@ -84,7 +84,7 @@ impl KeeperDir {
         make_private_dir(root)?;
         let root = io(root.canonicalize(), "resolve", root)?;
         let lock = if locking { Some(take_lock(&root.join("lock"))?) } else { None };
-        let work = WorkLock::take(&root)?;
+        let work = WorkLock::take(&root, locking)?;
         Ok(KeeperDir { root, _lock: lock, work })
     }
 

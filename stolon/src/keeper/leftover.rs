@@ -27,14 +27,19 @@ pub(super) struct WorkLock {
 }
 
 impl WorkLock {
-    /// Takes the lock, after it has ended all programs that an earlier keeper left. The caller holds the directory.
+    /// Takes the lock, after it has ended all programs that an earlier keeper left. The caller holds the directory. Without
+    /// `locking` it does neither: then nobody knows whether the programs are not those of a keeper that lives, and the file
+    /// system may have no locks.
     ///
     /// # Errors
     /// The file can't be used, or such a program does not end.
-    pub(super) fn take(root: &Path) -> Result<Self> {
+    pub(super) fn take(root: &Path, locking: bool) -> Result<Self> {
         let path = root.join(".work.lock");
         let file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(&path);
         let lock = WorkLock { file: io(file, "open", &path)?, path };
+        if !locking {
+            return Ok(lock);
+        }
         let deadline = Instant::now() + LIMIT;
         loop {
             match lock.file.try_lock() {
@@ -97,7 +102,7 @@ mod tests {
     fn programs_of_an_earlier_keeper_end_before_the_next_one_begins() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        let first = WorkLock::take(&root).unwrap();
+        let first = WorkLock::take(&root, true).unwrap();
         let mark = root.join("mark");
         // The last member of the pipeline has another standard input.
         let line = format!("sleep 100 | while true; do date > {}; sleep 0.01; done", mark.display());
@@ -110,7 +115,9 @@ mod tests {
             std::thread::sleep(POLL);
         }
         drop(first);
-        WorkLock::take(&root).unwrap();
+        WorkLock::take(&root, false).unwrap();
+        assert!(shell.try_wait().unwrap().is_none(), "without locks nobody knows whose it is");
+        WorkLock::take(&root, true).unwrap();
         assert!(!shell.wait().unwrap().success());
         // Whatever was killed may take a moment to be gone.
         std::thread::sleep(Duration::from_millis(200));
@@ -122,7 +129,7 @@ mod tests {
     #[test]
     fn the_input_of_programs_is_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = WorkLock::take(&dir.path().canonicalize().unwrap()).unwrap();
+        let lock = WorkLock::take(&dir.path().canonicalize().unwrap(), true).unwrap();
         let output = Command::new("cat").stdin(lock.stdin().unwrap()).output().unwrap();
         assert!(output.status.success() && output.stdout.is_empty());
     }
