@@ -64,7 +64,7 @@ impl Machine {
             Step::Restore { db, command } => self.apply_restore(db, command, interest).await,
             Step::Recover(recover) => self.apply_recover(&recover, interest).await,
             Step::SetUpRoles => self.sql().await?.set_up_roles(&self.config.su, &self.config.repl).await,
-            Step::CheckSource(resync) => self.apply_check_source(&resync).await,
+            Step::CheckSource(resync) => self.apply_check_source(&resync).await.map(|_| ()),
             Step::Resync(resync) => self.apply_resync(&resync, interest).await,
             Step::SetSyncWait(wait) => {
                 if wait {
@@ -88,7 +88,7 @@ impl Machine {
                 self.judge_start(ready)
             }
             Step::Reload { sync_names } => self.apply_reload(&sync_names).await,
-            Step::Promote => self.apply_promote().await,
+            Step::Promote => self.apply_promote(interest).await,
             Step::EnsureSlots { wanted, additional, required } => {
                 self.apply_ensure_slots(&wanted, &additional, required).await
             }
@@ -289,7 +289,11 @@ impl Machine {
         Ok(())
     }
 
-    async fn apply_promote(&mut self) -> Result<()> {
+    async fn apply_promote(&mut self, interest: &Interest) -> Result<()> {
+        // What went before may have taken long, and somebody else been elected meanwhile.
+        if self.changed_since(interest) {
+            return Err(KeeperError::NotYet("not promoting: the cluster wants something else now".into()));
+        }
         let started = Instant::now();
         let session = self.sql().await?;
         session.promote().await?;

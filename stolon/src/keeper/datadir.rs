@@ -45,6 +45,9 @@ pub struct DbState {
     /// The applied generation made it a primary. Unknown in a file that Go wrote.
     #[serde(rename = "Primary", skip_serializing_if = "Option::is_none")]
     pub primary: Option<bool>,
+    /// The timeline that the cluster data had last for it as a primary. A newer one the cluster was never told of.
+    #[serde(rename = "AnnouncedTimeline", skip_serializing_if = "Option::is_none")]
+    pub announced: Option<u64>,
 }
 
 /// `restorestate`: how far the restore of a backup has come, so that a keeper that was killed goes on instead of

@@ -431,7 +431,7 @@ impl Machine {
     }
 
     /// The newest cluster data no longer wants what the current plan was made for.
-    fn changed_since(&self, interest: &Interest) -> bool {
+    pub(super) fn changed_since(&self, interest: &Interest) -> bool {
         current_interest(&self.view, &self.key, &self.setup).is_some_and(|now| now != *interest)
     }
 

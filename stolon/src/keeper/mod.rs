@@ -18,6 +18,7 @@ pub mod datadir;
 pub mod disk;
 pub mod error;
 mod leftover;
+mod lineage;
 pub mod machine;
 pub mod observe;
 pub mod plan;

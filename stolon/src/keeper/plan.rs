@@ -153,6 +153,10 @@ impl Context<'_> {
         if let Some(plan) = self.settle(running) {
             return plan;
         }
+        if standby && self.is_given_up() {
+            // Promoted now it would take the number of its successor's timeline, and the two be taken for one.
+            return Plan::waiting("another db was elected before this one was promoted");
+        }
         if standby {
             // The synchronous standbys are in force before the first commit can happen. What is in an archive is replayed
             // before it: the master that wrote it may be gone.
@@ -254,14 +258,20 @@ impl Context<'_> {
     /// A primary that is to follow its successor. Stopped cleanly it has sent everything to its standbys, and the
     /// sentinel chooses as successor only one that has all of it: then nothing has to be rewound.
     fn hand_over(&self, control: Control) -> Plan {
+        // Somebody promoted it who was not told to by the cluster, or was too late.
+        if self.local.state.primary == Some(false) && self.is_given_up() {
+            return self.stopped_before("it is a primary that the cluster does not want", self.resync());
+        }
         if self.local.running.is_some() {
             return Plan::then_again([Step::Stop("it is handed over to its successor")]);
         }
         if control.state != ControlState::ShutDown {
-            return Plan::problem(
-                "this instance is a primary that crashed, but shall be a standby; the sentinel has to assign a new db, or run \
-                 `stolonctl removekeeper`",
-            );
+            // It died on the way, and may have what its successor has not.
+            return if self.is_given_up() {
+                self.resync()
+            } else {
+                Plan::waiting("this primary crashed while it was handed over; the sentinel has to decide who goes on")
+            };
         }
         let files = self.files(Some(&Recovery::default()), false);
         let done = HandedOver { db: self.db.uid.clone(), xlog_pos: control.checkpoint };
@@ -284,10 +294,12 @@ impl Context<'_> {
     /// Last steps of a pass that reached the wanted role.
     fn finish(&self, mut steps: Vec<Step>) -> Plan {
         steps.push(Step::RestartIfPending { automatic: self.spec.automatic_pg_restart });
+        let primary = self.db.spec.role == Some(Role::Master);
         let state = DbState {
             generation: self.db.generation,
             initializing: false,
-            primary: Some(self.db.spec.role == Some(Role::Master)),
+            primary: Some(primary),
+            announced: primary.then_some(self.db.status.timeline_id),
             ..self.local.state.clone()
         };
         if state != self.local.state {

@@ -161,7 +161,10 @@ impl Probe {
                 if alive && last.pid != Some(pid) && liveness(&error) == Liveness::Crowded {
                     return self.unseen(pid, watched).unwrap_or(Probed { pid: Some(pid), healthy: false, ..last });
                 }
-                Probed { pid: Some(pid), acted: watched.acted, healthy: healthy && last.pid == Some(pid), ..last }
+                let healthy = healthy && last.pid == Some(pid);
+                // What was seen before is still the best word on this server; but whether a standby has what was
+                // committed since is measured against where commits wait for it now.
+                Probed { pid: Some(pid), acted: watched.acted, floors: watched.floors.clone(), healthy, ..last }
             }
         }
     }

@@ -5,9 +5,10 @@
 use super::apply::{millis, sync_data};
 use super::datadir::{DbState, write_file};
 use super::error::{KeeperError, Result, io};
+use super::lineage::{self, Former, Verdict};
 use super::machine::{Interest, Machine};
-use super::observe::read_text;
-use super::plan::{Attempt, Resync};
+use super::observe::{observe_data, read_text};
+use super::plan::{Attempt, Data, Resync};
 use super::postgres::conninfo::{self, Secrets, Source};
 use super::postgres::sql::{self, Session, Target};
 use super::postgres::{binaries, control, process};
@@ -49,12 +50,13 @@ fn pause_after(count: u32) -> Duration {
 }
 
 impl Machine {
-    /// Asks the source whether it can give what is wanted; nothing of ours changes.
-    pub(super) async fn apply_check_source(&mut self, resync: &Resync) -> Result<()> {
+    /// Asks the source whether it can give what is wanted, and says how; nothing of ours changes.
+    pub(super) async fn apply_check_source(&mut self, resync: &Resync) -> Result<Attempt> {
         // The sentinel has to see that this keeper is at work: with strict access the source lets us in only after that.
         self.set_at_work(resync.db.clone());
         if resync.attempt == Attempt::BaseBackup {
-            return self.check_copy(resync).await;
+            self.check_copy(resync).await?;
+            return Ok(Attempt::BaseBackup);
         }
         let source = resync.master.as_ref().unwrap_or(&resync.followed);
         let session = self.ask(source).await?;
@@ -65,9 +67,31 @@ impl Machine {
         if own != Some(session.snapshot().await?.system_id) {
             return not_yet(source, "it is another system than the data here");
         }
-        self.check_own_primary(resync, source, &session).await?;
+        let other = session.snapshot().await?;
+        if !self.can_follow(resync, source, &session, other.timeline).await? {
+            self.check_copy(resync).await?;
+            return Ok(Attempt::BaseBackup);
+        }
         session.checkpoint().await?;
-        if *source == resync.followed { check_slot(resync, source, &session).await } else { Ok(()) }
+        if *source == resync.followed {
+            check_slot(resync, source, &session).await?;
+        }
+        Ok(resync.attempt)
+    }
+
+    /// Whether the data here may be taken for an earlier part of a promoted source's.
+    async fn can_follow(&self, resync: &Resync, source: &Source, session: &Session, timeline: u64) -> Result<bool> {
+        if let Some(verdict) = self.check_own_primary(resync, source, session).await? {
+            return Ok(verdict == Verdict::Rewind);
+        }
+        let pgdata = self.dir.pgdata();
+        let Some(control) = control::read(&pgdata) else { return Ok(false) };
+        let own = lineage::newest_timeline(&pgdata, control.timeline);
+        let shared = lineage::is_shared(&pgdata, own, session, timeline).await? != Some(false);
+        if !shared {
+            warn!(timeline = own, "the data here is of another timeline with that number, it is replaced by a copy");
+        }
+        Ok(shared)
     }
 
     /// As [`Self::apply_check_source`], for a copy.
@@ -78,31 +102,38 @@ impl Machine {
         check_slot(resync, source, &session).await
     }
 
-    /// A primary that runs here and is no older than the source may hold what nobody else has.
-    async fn check_own_primary(&self, resync: &Resync, source: &Source, session: &Session) -> Result<()> {
-        if !process::find(&self.dir.pgdata()).is_some_and(|file| file.ready) {
-            return Ok(());
-        }
-        let (own, other) = (self.sql().await?.snapshot().await?, session.snapshot().await?);
-        if own.in_recovery || own.system_id != other.system_id {
-            return Ok(());
+    /// What may be done with the data here if a primary wrote it, which may hold what nobody else has.
+    async fn check_own_primary(&self, resync: &Resync, source: &Source, session: &Session) -> Result<Option<Verdict>> {
+        let running = process::find(&self.dir.pgdata()).is_some_and(|file| file.ready);
+        let recovering = if running { Some(self.sql().await?.in_recovery().await?) } else { None };
+        // What an interrupted copy or rewind left is nobody's.
+        let Data::Present { control, standby: false, .. } = observe_data(&self.dir.pgdata(), recovering) else {
+            return Ok(None);
+        };
+        let other = session.snapshot().await?;
+        if self.state.initializing || control.system_id.to_string() != other.system_id {
+            return Ok(None);
         }
         if other.in_recovery && !resync.standby_master {
-            return not_yet(source, "it is not promoted yet, and a primary runs here");
+            return if running { not_yet(source, "it is not promoted yet, and a primary runs here") } else { Ok(None) };
         }
-        if own.timeline < other.timeline {
-            return Ok(());
+        let timeline = lineage::newest_timeline(&self.dir.pgdata(), control.timeline);
+        let DbState { primary, announced, .. } = self.state;
+        let unannounced = primary == Some(false) || announced.is_some_and(|announced| announced < timeline);
+        let verdict = Former { timeline, unannounced }.beside(other.timeline);
+        match verdict {
+            Verdict::Leave => Err(KeeperError::Other(format!(
+                "the data here is a primary's on timeline {timeline}, but {}:{} is on {} only, so it is left alone; decide which one \
+                 is right and, if it is the other, stop this keeper and move its directory away",
+                source.host, source.port, other.timeline
+            ))),
+            Verdict::Rewind | Verdict::Copy => {
+                if unannounced {
+                    info!(timeline, "giving up a promotion that the cluster was never told of");
+                }
+                Ok(Some(verdict))
+            }
         }
-        // A promotion that was called off came too late to be reported, so no proxy ever led to it.
-        if self.state.primary == Some(false) {
-            info!(timeline = own.timeline, "giving up a promotion that the cluster was never told of");
-            return Ok(());
-        }
-        Err(KeeperError::Other(format!(
-            "a primary runs here on timeline {}, but {}:{} is on {} only, so it is left alone; decide which one is right and, \
-             if it is the other, stop this keeper and move its directory away",
-            own.timeline, source.host, source.port, other.timeline
-        )))
     }
 
     /// Makes the data that of a standby.
@@ -112,14 +143,14 @@ impl Machine {
             return Ok(());
         }
         self.check_pause(resync)?;
-        self.apply_check_source(resync).await?;
-        let result = self.try_resync(resync, interest).await;
+        let attempt = self.apply_check_source(resync).await?;
+        let result = self.try_resync(resync, attempt, interest).await;
         self.count_failure(resync, &result);
         result
     }
 
-    async fn try_resync(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
-        match resync.attempt {
+    async fn try_resync(&mut self, resync: &Resync, attempt: Attempt, interest: &Interest) -> Result<()> {
+        match attempt {
             Attempt::BaseBackup => {}
             // Starting and following changes nothing that another attempt could not begin with.
             Attempt::Start => return self.verify_or_copy(resync, interest).await,

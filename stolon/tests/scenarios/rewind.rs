@@ -91,3 +91,31 @@ async fn a_complete_copy_is_not_made_again_after_a_crash() {
     assert_eq!((directory(keeper), replaced(keeper)), (before, 0), "{}", keeper.log());
     assert!(!keeper.pgdata().join("stolon-copied").exists());
 }
+
+/// Two servers promoted to the same timeline at the same position: nobody may take one's WAL for the other's.
+#[tokio::test]
+async fn a_promotion_that_the_cluster_never_heard_of_is_replaced_by_a_copy() {
+    let lab = lab().keepers(3).up().await;
+    lab.proxy(0).pg.one("CREATE TABLE t AS SELECT 1 AS n").await;
+    let old = lab.master().await;
+    let standbys = lab.standbys().await;
+    let stray = standbys[0];
+    lab.caught_up(stray).await;
+    lab.caught_up(standbys[1]).await;
+    let keeper = lab.keeper(stray);
+    keeper.process.kill();
+    keeper.pg.wait_for("SELECT pg_promote()", "t").await;
+    keeper.pg.one("INSERT INTO t SELECT n FROM generate_series(100, 5000) n").await;
+    lab.keeper(old).kill();
+    let new = lab.wait_for_other_master(old).await;
+    assert_ne!(new, stray);
+    let timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
+    assert_eq!(lab.keeper(new).pg.one(timeline).await, keeper.pg.one(timeline).await);
+    keeper.process.start();
+    lab.keeper(old).start();
+    lab.ready().await;
+    lab.proxy(0).pg.one("INSERT INTO t VALUES (2)").await;
+    lab.caught_up(stray).await;
+    assert_eq!(keeper.pg.one("SELECT string_agg(n::text, ',' ORDER BY n) FROM t").await, "1,2");
+    assert_eq!(replaced(keeper), 1, "{}", keeper.log());
+}

@@ -7,7 +7,7 @@ use super::super::datadir::{DbState, RestoreState};
 use super::super::postgres::conf::Recovery;
 use super::super::postgres::recovery;
 use super::{Context, Data, Plan, Recover, RoleFiles, Step};
-use model::stolon::{DbInitMode, FollowType, PitrConfig};
+use model::stolon::{DbInitMode, FollowType, PitrConfig, Role};
 use std::time::Duration;
 
 impl Context<'_> {
@@ -17,22 +17,33 @@ impl Context<'_> {
             Some(DbInitMode::Existing) => self.init_existing(),
             Some(DbInitMode::Resync) => self.resync(),
             Some(DbInitMode::Pitr) => self.init_pitr(),
+            // A former primary that was becoming a standby again.
+            _ if self.is_interrupted_standby() => self.resync(),
             Some(DbInitMode::None) | None => Plan::problem(format!(
                 "this directory holds {}, but db {} of this keeper is to be there already; restore the directory, or run `stolonctl removekeeper`",
                 self.held(),
                 self.db.uid
             )),
         };
+        self.stopped_before("a new db is assigned to this keeper", plan)
+    }
+
+    fn is_interrupted_standby(&self) -> bool {
+        let state = &self.local.state;
+        state.initializing && state.uid == self.db.uid && self.db.spec.role == Some(Role::Standby)
+    }
+
+    /// Stopped first, so that the next look sees how it was left; but a server that runs is not stopped for a source that
+    /// is not there.
+    pub(super) fn stopped_before(&self, why: &'static str, plan: Plan) -> Plan {
         if self.local.running.is_none() || plan.steps.is_empty() {
             return plan;
         }
-        // Stopped first, so that the next look sees how it was left; but a server that runs is not stopped for a source
-        // that is not there.
         let check = plan.steps.into_iter().find_map(|step| match step {
             Step::Resync(resync) => Some(Step::CheckSource(resync)),
             _ => None,
         });
-        Plan::then_again(check.into_iter().chain([Step::Stop("a new db is assigned to this keeper")]))
+        Plan::then_again(check.into_iter().chain([Step::Stop(why)]))
     }
 
     /// What the data directory holds, in words.

@@ -5,6 +5,7 @@ use model::stolon::{ClusterPhase, DbInitMode, DbSpec, FollowConfig, Keeper, Stol
 use serde_json::json;
 
 /// A cluster with the master db `m` on keeper `a` and the standby db `s` on keeper `b`.
+#[derive(Clone)]
 pub(super) struct Case {
     pub(super) setup: Setup,
     pub(super) local: Local,
@@ -219,8 +220,10 @@ fn an_interrupted_initialisation_is_left_to_the_next_one() {
     }
     let running = interrupted(DbInitMode::Resync, "s", &|c| c.local.running = RUNNING);
     assert_eq!(running.steps(), "check source, stop, …");
-    for mode in [DbInitMode::None, DbInitMode::Existing] {
-        let case = interrupted(mode, "s", &|c| c.local.running = RUNNING);
+    // So does one of a standby that has been in operation before.
+    let running = |mode, uid| interrupted(mode, uid, &|c| c.local.running = RUNNING);
+    assert_eq!(running(DbInitMode::None, "s").steps(), "check source, stop, …");
+    for case in [running(DbInitMode::None, "x"), running(DbInitMode::Existing, "s")] {
         assert_eq!(case.steps(), "");
         assert!(case.plan().problem.is_some());
     }
@@ -310,11 +313,14 @@ fn nothing_but_init_and_garbage_deletes_data() {
                         case.local.running = running;
                         case.local.state.uid = uid.into();
                         let steps = case.plan().steps;
+                        // A primary that the cluster did not want asks its successor what may be done with its data.
+                        let stray = (keeper, uid, standby) == ("b", "s", false);
                         assert!(
-                            !steps.iter().any(|step| matches!(
-                                step,
-                                Step::MoveAway(_) | Step::DeleteGarbage | Step::Initdb(_) | Step::Resync(_)
-                            )),
+                            !steps.iter().any(|step| match step {
+                                Step::MoveAway(_) | Step::DeleteGarbage | Step::Initdb(_) => true,
+                                Step::Resync(_) => !stray,
+                                _ => false,
+                            }),
                             "{steps:?}"
                         );
                     }
@@ -459,12 +465,13 @@ fn a_standby_is_started_and_follows_by_reload() {
     assert_eq!(case.steps(), "write files, reload, ensure slots, restart if pending");
     case.local.running = Some(Running { ready: false, same_place: true });
     assert_eq!(case.steps(), "write files, reload, …");
-    // A primary becomes a standby only when it was stopped cleanly.
+    // A primary becomes a standby without being rewound only when it was stopped cleanly.
     let mut case = Case::new("b");
+    case.local.state.primary = Some(true);
     case.local.data = present(ControlState::Production, false);
     assert_eq!(case.steps(), "stop, …");
     case.local.running = None;
-    assert!(case.steps().is_empty() && case.plan().problem.is_some());
+    assert_eq!(case.steps(), "resync, mark initialized, …");
     let mut case = Case::new("b");
     case.data.dbs.get_mut("m").unwrap().status.listen_address.clear();
     assert!(case.plan().waiting.is_some());
@@ -504,7 +511,12 @@ fn a_primary_is_handed_over_to_its_successor() {
     assert_eq!(case.steps(), "stop, …");
     case.local.running = None;
     case.local.data = present(ControlState::Production, false);
-    assert!(case.plan().problem.is_some(), "one that crashed may have more than its successor");
+    assert!(case.plan().waiting.is_some(), "one that crashed may have more than its successor");
+    let mut crashed = case.clone();
+    crashed.data.cluster.status.master = "s".into();
+    assert!(matches!(crashed.plan().steps[0], Step::Resync(_)), "unless that was promoted meanwhile");
+    crashed.local.state.initializing = true;
+    assert!(matches!(crashed.plan().steps[0], Step::Resync(_)), "and this is taken up again");
     case.local.data = present(ControlState::ShutDown, false);
     let told = HandedOver { db: "m".into(), xlog_pos: 77 };
     assert_eq!(case.plan().steps[0], Step::TellHandedOver(told));
@@ -549,4 +561,33 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_was_given_up_is_not_promoted_any_more() {
+    let mut case = Case::new("b");
+    case.db().role = Some(Role::Master);
+    assert!(case.plan().waiting.is_some());
+    case.data.cluster.status.master = "s".into();
+    assert!(case.plan().steps.contains(&Step::Promote));
+}
+
+#[test]
+fn a_promotion_that_nobody_asked_for_is_undone() {
+    let mut case = Case::new("b");
+    let master = case.data.dbs.get_mut("m").unwrap();
+    master.status.current_generation = 3;
+    case.local.data = present(ControlState::Production, false);
+    let steps = case.plan().steps;
+    assert!(matches!(steps[..], [Step::CheckSource(_), Step::Stop(_)]), "{steps:?}");
+    case.local.running = None;
+    assert!(matches!(case.plan().steps[0], Step::Resync(_)));
+}
+
+#[test]
+fn timelines_count_as_announced_when_cluster_data_has_them() {
+    let case = Case::new("a").settled();
+    assert_eq!((case.local.state.primary, case.local.state.announced), (Some(true), Some(2)));
+    let case = Case::new("b").settled();
+    assert_eq!((case.local.state.primary, case.local.state.announced), (Some(false), None));
 }

@@ -257,6 +257,28 @@ impl Session {
         Ok(self.within("read the timeline's history", self.client.query_one(&sql, &[])).await?.get(0))
     }
 
+    /// The size of a segment of WAL, in bytes.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn wal_segment_size(&self) -> Result<u64> {
+        const SQL: &str = "SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'";
+        let row = self.within("read the size of segments", self.client.query_one(SQL, &[])).await?;
+        let text: &str = row.get(0);
+        let size = text.parse().ok().filter(|size| *size > 0);
+        size.ok_or_else(|| KeeperError::Other(format!("PostgreSQL says \"{text}\" for wal_segment_size")))
+    }
+
+    /// Part of a segment of WAL; `None` if that segment is not there.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn wal(&self, segment: &str, offset: u64, length: usize) -> Result<Option<Vec<u8>>> {
+        let file = literal(&format!("pg_wal/{segment}"));
+        let sql = format!("SELECT pg_read_binary_file({file}, {offset}, {length}, true)");
+        Ok(self.within("read WAL", self.client.query_one(&sql, &[])).await?.get(0))
+    }
+
     /// Parameters that stand in configuration files, the last one of a name.
     ///
     /// # Errors

@@ -94,6 +94,7 @@ impl Planner<'_> {
         let Some(keeper) = self.db(new).map(|db| db.spec.keeper_uid.clone()) else { return };
         self.close_proxies();
         let waiting = self.sync_mode().then(|| self.inherited_standbys(old, new));
+        let known = waiting.as_ref().map(|list| self.inherited_holders(old, list));
         let external = (self.spec.role == ClusterRole::Standby).then(|| self.follow_external());
         self.data.cluster.status.master = new.clone();
         if let Some(db) = self.data.dbs.get_mut(new) {
@@ -104,19 +105,39 @@ impl Planner<'_> {
             db.spec.external_synchronous_standbys =
                 waiting.as_ref().map(|list| if fake(list) { vec![FAKE_STANDBY.to_owned()] } else { Vec::new() });
             db.spec.synchronous_standbys = waiting;
-            // What was in sync with this db when it was master long ago says nothing about its next reign.
-            db.status.synchronous_standbys = None;
+            // Not those that were in sync with this db when it was master long ago.
+            db.status.synchronous_standbys = known;
         }
         if let Some(db) = self.data.dbs.get_mut(old).filter(|db| !db.is_master_type()) {
-            // It was handed over: it is a standby like any other from now on.
+            // It was to be handed over: it is a standby like any other from now on.
             db.spec.synchronous_replication = false;
             db.spec.synchronous_standbys = None;
             db.spec.external_synchronous_standbys = None;
             db.status.synchronous_standbys = None;
         }
+        self.delete_followers_of_nobody(old, new);
         self.forget_switch();
         self.renew_preference(new);
         self.say(Reason::NewMaster { from: old.clone(), to: new.clone(), keeper });
+    }
+
+    /// Who has every commit of the old master, and is waited for from the first commit of the new one.
+    fn inherited_holders(&self, old: &DbUid, waited_for: &[DbUid]) -> Vec<DbUid> {
+        let Some(old) = self.db(old).filter(|db| db.spec.synchronous_replication) else { return Vec::new() };
+        let known = old.status.synchronous_standbys.iter().flatten();
+        known.filter(|uid| waited_for.contains(uid)).cloned().collect()
+    }
+
+    /// A standby on a later timeline than the new master followed one that was promoted and given up before it could say
+    /// so. The new master's timeline will have the same number, and then the two can't be told apart any more.
+    fn delete_followers_of_nobody(&mut self, old: &DbUid, new: &DbUid) {
+        let Some(timeline) = self.db(new).map(|db| db.status.timeline_id) else { return };
+        let strays = self.data.dbs.values().filter(|db| !db.is_master_type() && db.uid != *old && db.uid != *new);
+        let strays: Vec<DbUid> =
+            strays.filter(|db| db.status.timeline_id > timeline).map(|db| db.uid.clone()).collect();
+        for uid in strays {
+            self.delete(&uid, "it followed a promotion that was given up");
+        }
     }
 
     /// The old master's list with the new one replaced by the old one.

@@ -26,7 +26,7 @@ impl Planner<'_> {
         self.data.dbs.keys().filter(|uid| *uid != master).cloned().collect::<Vec<_>>().into_iter()
     }
 
-    fn delete(&mut self, uid: &DbUid, why: &'static str) {
+    pub(super) fn delete(&mut self, uid: &DbUid, why: &'static str) {
         if let Some(db) = self.data.dbs.remove(uid) {
             self.say(Reason::DbDeleted(uid.clone(), db.spec.keeper_uid, why));
         }

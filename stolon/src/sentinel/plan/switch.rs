@@ -250,7 +250,7 @@ impl Planner<'_> {
         if let Some(done) = handed_over.filter(|done| done.db == switch.from) {
             // The position is where the last record begins: the candidate must have more than that.
             let target = done.xlog_pos.saturating_add(1);
-            return Next::Stage(Stage::CatchUp { target, since, asked: None });
+            return Next::Stage(Stage::CatchUp { target, since: self.now.clock, asked: None });
         }
         if self.passed(since, HAND_OVER_LIMIT) {
             return Next::GiveUp("the master did not stop in time");
@@ -266,7 +266,7 @@ impl Planner<'_> {
         let position = state.filter(|state| state.generation >= generation).map(|state| state.xlog_pos);
         let settled = synchronous || self.passed(since, LOOK_INTERVAL);
         if let Some(target) = position.filter(|_| settled) {
-            return Next::Stage(Stage::CatchUp { target, since, asked: None });
+            return Next::Stage(Stage::CatchUp { target, since: self.now.clock, asked: None });
         }
         // Asked for again when a write got lost, and when someone else counted the generation up too early.
         let mut generation = generation;

@@ -523,3 +523,39 @@ fn readiness_must_last() {
         assert_eq!(world.proxied(), Some("k1"));
     }
 }
+
+#[test]
+fn who_followed_a_promotion_that_was_given_up_gets_new_data() {
+    let mut world = World::running(json!({"initMode":"new","failInterval":"5s"}), 3);
+    let stray = world.uid("k3");
+    // It has received a timeline that its source did not live to tell of.
+    world.info("k3").postgres_state.as_mut().unwrap().timeline_id = 2;
+    world.set_position("k2", 9000);
+    world.plan();
+    world.kill("k1");
+    for _ in 0..10 {
+        world.pass(2);
+        world.plan();
+        world.keeper_works("k2");
+        world.proxies_work();
+    }
+    assert_eq!(world.proxied(), Some("k2"));
+    assert_ne!(world.uid("k3"), stray);
+}
+
+#[test]
+fn a_successor_that_dies_before_it_is_ready_is_replaced_by_another_holder() {
+    let mut world = World::running(sync(), 3);
+    world.set_spec(|spec| spec.max_synchronous_standbys = Some(2));
+    world.settle();
+    assert_eq!(world.db("k1").status.synchronous_standbys.as_ref().unwrap().len(), 2);
+    for master in ["k1", "k2"] {
+        world.kill(master);
+        world.pass(6);
+        world.plan();
+        assert_ne!(world.master(), master, "{:?}", world.reasons);
+    }
+    assert_eq!(world.master(), "k3");
+    world.settle();
+    assert_eq!(world.proxied(), Some("k3"));
+}
