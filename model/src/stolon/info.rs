@@ -65,6 +65,10 @@ pub struct KeeperInfo {
     /// Ours only: the server that this keeper's standby gets its WAL from, once it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<Upstream>,
+    /// Ours only: standbys that have caught up with this keeper's primary and stream from it. Commits would not wait
+    /// long for them. Absent where the keeper does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<Vec<DbUid>>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,

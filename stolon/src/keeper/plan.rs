@@ -387,7 +387,8 @@ impl Context<'_> {
 
     fn recovery(&self, source: &Source) -> Recovery {
         let slot = slots::name(&self.db.uid);
-        let conninfo = conninfo::primary(source, &self.setup.repl.0, &slot, &self.secrets());
+        let (user, parameters) = (&self.setup.repl.0, &self.db.spec.pg_parameters);
+        let conninfo = conninfo::primary(source, user, &slot, &self.secrets(), parameters);
         Recovery { primary_conninfo: conninfo, primary_slot_name: slot, ..Default::default() }
     }
 

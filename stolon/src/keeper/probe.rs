@@ -82,6 +82,13 @@ impl Probed {
         let complete = |(db, flushed): &(DbUid, u64)| self.floors.get(db).is_some_and(|floor| floor <= flushed);
         self.healthy.then(|| sync.map(of).filter(complete).map(|(db, _)| db).collect())
     }
+
+    /// Standbys that have caught up and stream, sorted.
+    pub fn streaming(&self) -> Vec<DbUid> {
+        let streaming = self.snapshot.standbys.iter().filter(|standby| standby.streaming);
+        let dbs: BTreeSet<DbUid> = streaming.map(|standby| DbUid::from(standby.db.as_str())).collect();
+        dbs.into_iter().collect()
+    }
 }
 
 /// Everything the probe works with.
@@ -197,7 +204,7 @@ impl Probe {
         let (mut snapshot, replies) = session.snapshot_and_replies().await?;
         let silent = memory.silence.update(&replies, Instant::now());
         for standby in snapshot.standbys.iter_mut().filter(|standby| silent.contains(&standby.db)) {
-            standby.sync = false;
+            (standby.sync, standby.streaming) = (false, false);
         }
         // A standby without a receiver knows its timeline from the control file only, which may lag behind.
         memory.timeline = memory.timeline.max(snapshot.timeline);

@@ -100,6 +100,7 @@ pub fn render(
         // That this is published is the answer.
         answered: Some(challenge),
         upstream,
+        streaming: Some(if is_seen(facts, probed) { probed.streaming() } else { Vec::new() }),
         ..Default::default()
     }
 }
@@ -117,6 +118,11 @@ fn problem((code, text): (&&'static str, &String)) -> Problem {
     Problem { code: (*code).to_owned(), text: text.clone() }
 }
 
+/// The instance of the record's db was seen, and it works.
+fn is_seen(facts: &Facts, probed: &Probed) -> bool {
+    !facts.making && probed.healthy && probed.pid == facts.pid
+}
+
 fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
     let base = PostgresState {
         uid: facts.db.0.clone(),
@@ -125,7 +131,7 @@ fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
         port: identity.port.clone(),
         ..Default::default()
     };
-    if facts.making || !probed.healthy || probed.pid != facts.pid {
+    if !is_seen(facts, probed) {
         return base;
     }
     PostgresState {

@@ -459,7 +459,7 @@ fn a_standby_is_started_and_follows_by_reload() {
     let mut case = Case::new("b").settled();
     assert_eq!(case.steps(), "ensure slots, restart if pending");
     let conf = case.local.conf.clone().unwrap();
-    assert!(conf.contains("primary_conninfo = 'application_name=stolon_s host=10.0.0.1 passfile=/d/pgpass port=5442 sslmode=prefer user=repl'"), "{conf}");
+    assert!(conf.contains("primary_conninfo = 'application_name=stolon_s connect_timeout=3 host=10.0.0.1 options=''-c tcp_user_timeout=5s -c wal_sender_timeout=5s'' passfile=/d/pgpass port=5442 sslmode=prefer tcp_user_timeout=5000 user=repl'"), "{conf}");
     // Another address of the master: no restart.
     case.data.dbs.get_mut("m").unwrap().status.listen_address = "10.0.0.9".into();
     assert_eq!(case.steps(), "write files, reload, ensure slots, restart if pending");

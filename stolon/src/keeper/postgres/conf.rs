@@ -38,13 +38,10 @@ pub const MANAGED: [&str; 22] = [
 const LOCAL: [&str; 5] = ["data_directory", "hba_file", "ident_file", "external_pid_file", "config_file"];
 
 /// What we add when the user says nothing: a standby comes back within half a second of its primary, and
-/// notices a dead one within ten. Before a crash recovery PostgreSQL makes all its files durable: one call per
+/// notices a dead one within five. Before a crash recovery PostgreSQL makes all its files durable: one call per
 /// file system takes a tenth of the time that one call per file takes.
-pub const DEFAULTS: [(&str, &str); 3] = [
-    ("wal_retrieve_retry_interval", "500ms"),
-    ("wal_receiver_timeout", "10s"),
-    ("recovery_init_sync_method", "syncfs"),
-];
+pub const DEFAULTS: [(&str, &str); 3] =
+    [("wal_retrieve_retry_interval", "500ms"), ("wal_receiver_timeout", "5s"), ("recovery_init_sync_method", "syncfs")];
 
 /// How a standby gets its WAL; by default it looks for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -241,7 +238,7 @@ mod tests {
              port = '5442'\nprimary_conninfo = 'host=a user=''it''''s'''\nprimary_slot_name = 'stolon_b'\nrecovery_init_sync_method = 'syncfs'\n\
              restart_after_crash = 'off'\n\
              synchronous_standby_names = ''\nunix_socket_directories = '/tmp'\n\
-             wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '10s'\n\
+             wal_keep_size = '128MB'\nwal_level = 'replica'\nwal_log_hints = 'on'\nwal_receiver_timeout = '5s'\n\
              wal_retrieve_retry_interval = '500ms'\nx.y = 'it''s \\\\  '\n"
         );
     }

@@ -1,5 +1,6 @@
 //! Connection strings for standbys and for the programs that copy data, and the file with their passwords.
 
+use super::conf::Parameters;
 use crate::keeper::args::Account;
 use pg::Tls;
 use std::collections::BTreeMap;
@@ -23,10 +24,26 @@ pub struct Secrets<'a> {
     pub tls: &'a Tls,
 }
 
+/// How long either end of a standby's connection bears silence. After a break of the network TCP tries again after
+/// pauses that double, so that a connection which outlives a break of ten seconds says nothing for up to ten more; a new
+/// one works at once. As long as the old one is not given up, its slot is taken.
+const SILENCE: [(&str, &str); 2] = [("tcp_user_timeout", "5s"), ("wal_sender_timeout", "5s")];
+
 /// `primary_conninfo` of a standby. The password is in the passfile, never in a configuration that
-/// `pg_settings`, a base backup or a log would show.
-pub fn primary(source: &Source, user: &str, application: &str, secrets: &Secrets<'_>) -> String {
-    render(source, user, application, secrets, &[])
+/// `pg_settings`, a base backup or a log would show. What the user's `parameters` say about silence holds.
+pub fn primary(
+    source: &Source,
+    user: &str,
+    application: &str,
+    secrets: &Secrets<'_>,
+    parameters: &Parameters,
+) -> String {
+    let ours = SILENCE.iter().filter(|(name, _)| !parameters.contains_key(*name));
+    // Only for this connection: other clients of the server, in and outside the cluster, keep its own limits.
+    let options = ours.map(|(name, value)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ");
+    let own = if parameters.contains_key("tcp_user_timeout") { "" } else { "5000" };
+    let more = [("connect_timeout", "3"), ("tcp_user_timeout", own), ("options", &options)];
+    render(source, user, application, secrets, &more)
 }
 
 /// For pg_basebackup and pg_rewind. They must not wait for a synchronous standby: it may be the one being made.
@@ -84,9 +101,18 @@ mod tests {
                 &source,
                 "repl",
                 "stolon_9f134751",
-                &Secrets { passfile: Some("/a b/pgpass"), tls: &Tls::default() }
+                &Secrets { passfile: Some("/a b/pgpass"), tls: &Tls::default() },
+                &Parameters::new()
             ),
-            "application_name=stolon_9f134751 host=127.0.0.1 passfile='/a b/pgpass' port=15441 sslmode=prefer user=repl"
+            "application_name=stolon_9f134751 connect_timeout=3 host=127.0.0.1 \
+             options='-c tcp_user_timeout=5s -c wal_sender_timeout=5s' passfile='/a b/pgpass' port=15441 sslmode=prefer \
+             tcp_user_timeout=5000 user=repl"
+        );
+        let user = ["tcp_user_timeout", "wal_sender_timeout"].map(|name| (name.to_owned(), "60s".to_owned()));
+        let secrets = Secrets { passfile: None, tls: &Tls::default() };
+        assert_eq!(
+            primary(&source, "repl", "x", &secrets, &user.into()),
+            "application_name=x connect_timeout=3 host=127.0.0.1 port=15441 sslmode=prefer user=repl"
         );
         let verified = Tls {
             mode: pg::SslMode::VerifyFull,

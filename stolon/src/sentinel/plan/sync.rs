@@ -6,6 +6,7 @@
 //! the new members together first, the old ones leave when all are known.
 
 use super::judge::{Class, Validity};
+use super::memory::info_of;
 use super::reason::list;
 use super::{Planner, Reason};
 use model::DbUid;
@@ -30,6 +31,8 @@ struct Member {
     eligible: bool,
     /// The master does not get its confirmations.
     detached: bool,
+    /// The master reports that it streams, or is of a kind that does not tell: commits would not wait long for it.
+    ready: bool,
 }
 
 struct Limits {
@@ -98,6 +101,8 @@ impl Planner<'_> {
 
     fn members(&mut self, master: &DbUid) -> Vec<Member> {
         let timeline = self.db(master).map(|db| db.status.timeline_id);
+        let info = self.db(master).and_then(|db| info_of(&self.data, self.observed, &db.spec.keeper_uid));
+        let streaming = info.and_then(|info| info.streaming.as_ref());
         let uids: Vec<DbUid> = self.data.dbs.keys().filter(|uid| *uid != master).cloned().collect();
         let mut members = Vec::new();
         for uid in uids {
@@ -113,6 +118,7 @@ impl Planner<'_> {
                 position: db.status.xlog_pos,
                 eligible: able && class == Class::Good && valid && !detached && Some(db.status.timeline_id) == timeline,
                 detached,
+                ready: streaming.is_none_or(|streaming| streaming.contains(&uid)),
                 uid,
             });
         }
@@ -174,6 +180,10 @@ impl Planner<'_> {
         let mut coming: Vec<&Member> = members.iter().filter(|m| m.eligible && !previous.contains(&m.uid)).collect();
         // A keeper that should be master can become it only as a member, so it may take another one's place.
         coming.sort_by_key(|m| Reverse(m.priority.max(least)));
+        // One that still catches up would hold up every commit. Only where commits have to wait anyway it may as well be
+        // waited for.
+        let (mut coming, late): (Vec<&Member>, Vec<&Member>) = coming.into_iter().partition(|m| m.ready);
+        coming.extend(late.into_iter().take(limits.min.saturating_sub(staying.len().min(limits.max) + coming.len())));
         staying.sort_by_key(|m| Reverse(m.priority));
         staying.truncate(limits.max);
         if let (Some(first), Some(last)) = (coming.first(), staying.last())

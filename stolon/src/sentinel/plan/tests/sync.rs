@@ -261,3 +261,26 @@ fn nobody_is_blamed_while_the_master_itself_is_not_heard_of() {
     world.plan();
     assert_eq!(wanted(&world), member);
 }
+
+#[test]
+fn a_standby_that_still_catches_up_is_not_waited_for() {
+    for (min, expected) in [(0, &["k2"][..]), (1, &["k2"]), (2, &["k2", "k3"])] {
+        let mut world = World::running(spec(min, 2), 2);
+        let first = uids(&world, &["k2"]);
+        world.info("k1").streaming = Some(first);
+        world.start_keeper("k3");
+        for _ in 0..5 {
+            world.plan();
+            world.keepers_work();
+        }
+        assert_eq!(wanted(&world), uids(&world, expected), "min {min}");
+        let both = uids(&world, &["k2", "k3"]);
+        world.info("k1").streaming = Some(both.clone());
+        world.settle();
+        assert_eq!((wanted(&world), known(&world)), (both.clone(), both));
+        // A member that is there is not judged by this.
+        world.info("k1").streaming = Some(Vec::new());
+        world.settle();
+        assert_eq!(wanted(&world).len(), 2);
+    }
+}
