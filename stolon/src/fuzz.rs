@@ -11,6 +11,8 @@ use crate::sentinel::plan::{Memory, Moment, plan, track};
 use model::stolon::keys::Keys;
 use model::stolon::{ClusterData, KeeperInfo, ProxyInfo, canonical_user_spec, parse_user_spec};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,10 @@ enum Change {
     Set(usize, Value),
     /// Puts a copy of the mth value in the place of the nth one.
     Copy(usize, usize),
+    /// Puts the value of another member of the same name in the place of the nth one.
+    Swap(usize, usize),
+    /// Turns the nth truth value over, or moves the nth number by this.
+    Tweak(usize, i64),
     /// Takes the nth member or element away.
     Remove(usize),
     /// Adds a member or element to the nth container.
@@ -95,17 +101,21 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn change() -> impl Strategy<Value = Change> {
+    // Most leave the document readable, so that there is something to decide.
     prop_oneof![
-        5 => (any::<usize>(), strange()).prop_map(|(place, value)| Change::Set(place, value)),
-        2 => any::<(usize, usize)>().prop_map(|(to, from)| Change::Copy(to, from)),
-        3 => any::<usize>().prop_map(Change::Remove),
+        12 => any::<(usize, usize)>().prop_map(|(to, from)| Change::Swap(to, from)),
+        12 => (any::<usize>(), prop_oneof![Just(1), Just(-1), -9_000_000..9_000_000_i64])
+            .prop_map(|(place, by)| Change::Tweak(place, by)),
+        3 => (any::<usize>(), strange()).prop_map(|(place, value)| Change::Set(place, value)),
+        1 => any::<(usize, usize)>().prop_map(|(to, from)| Change::Copy(to, from)),
+        5 => any::<usize>().prop_map(Change::Remove),
         2 => (any::<usize>(), name(), strange()).prop_map(|(place, name, value)| Change::Add(place, name, value)),
     ]
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
     prop_oneof![
-        12 => Just(Damage::None),
+        30 => Just(Damage::None),
         1 => any::<usize>().prop_map(Damage::Cut),
         1 => any::<(usize, u8)>().prop_map(|(place, bits)| Damage::Flip(place, bits)),
         1 => (any::<usize>(), name()).prop_map(|(place, name)| Damage::Twice(place, name)),
@@ -142,6 +152,28 @@ fn apply(mut document: Value, changes: &[Change]) -> Value {
             Change::Copy(to, from) => {
                 let copy = document.pointer(&place(*from)).unwrap().clone();
                 *document.pointer_mut(&place(*to)).unwrap() = copy;
+            }
+            Change::Swap(to, from) => {
+                let to = place(*to);
+                let name = to.rsplit('/').next();
+                let alike: Vec<&String> = all.iter().filter(|other| other.rsplit('/').next() == name).collect();
+                let copy = document.pointer(alike[from % alike.len()]).unwrap().clone();
+                *document.pointer_mut(&to).unwrap() = copy;
+            }
+            Change::Tweak(number, by) => {
+                let tweaks =
+                    |place: &&String| matches!(document.pointer(place), Some(Value::Bool(_) | Value::Number(_)));
+                let all: Vec<&String> = all.iter().filter(tweaks).collect();
+                let Some(place) = all.get(number % all.len().max(1)) else { continue };
+                match document.pointer_mut(place) {
+                    Some(Value::Bool(value)) => *value = !*value,
+                    Some(value) => {
+                        if let Some(old) = value.as_i64() {
+                            *value = json!(old.saturating_add(*by).max(0));
+                        }
+                    }
+                    None => {}
+                }
             }
             Change::Remove(number) => {
                 let place = place(*number);
@@ -289,6 +321,48 @@ async fn stored(clusterdata: &[u8], records: &Entries) -> SharedStore {
     Arc::new(store)
 }
 
+/// Lets a sentinel decide some times, so many seconds apart; the record of a keeper is gone after the first time.
+fn decide(mut data: ClusterData, records: &Entries, gap: u64, lost: Option<&'static str>) -> ClusterData {
+    let mut records = records.clone();
+    let mut observed = observe(&records, &keys(), Duration::ZERO, 1);
+    let mut memory = track(moment(1), &data, &observed, &Memory::default());
+    for step in 1..6 {
+        let now = moment(1 + step * gap);
+        let planned = plan(now, &data, &observed, &memory);
+        assert_readable(&planned.data);
+        assert!(planned.data.proxy.generation >= data.proxy.generation);
+        assert!(planned.wake_at.is_none_or(|wake| wake > now.clock));
+        (data, memory) = (planned.data, planned.memory);
+        if let Some(keeper) = lost {
+            records.remove(&keys().keeper_info(&keeper.into()));
+        }
+        obey(&mut records, &data);
+        observed = observe(&records, &keys(), Duration::ZERO, 1);
+    }
+    data
+}
+
+/// Keepers and proxies report what is wanted of them as done, as far as their records are such.
+fn obey(records: &mut Entries, data: &ClusterData) {
+    for entry in records.values_mut() {
+        let Ok(mut record) = serde_json::from_slice::<Value>(&entry.value) else { continue };
+        let db = record.pointer("/postgresState/uid").and_then(Value::as_str).and_then(|uid| data.dbs.get(uid));
+        if let (Some(db), Some(generation)) = (db, record.pointer_mut("/postgresState/generation")) {
+            *generation = json!(db.generation);
+        } else if let Some(generation) = record.get_mut("Generation") {
+            *generation = json!(data.proxy.generation);
+        } else {
+            continue;
+        }
+        entry.value = serde_json::to_vec(&record).unwrap();
+        entry.mod_revision += 1;
+    }
+}
+
+fn lost_keeper() -> impl Strategy<Value = Option<&'static str>> {
+    prop::option::of(prop::sample::select(vec!["k1", "k2", "k3"]))
+}
+
 proptest! {
     #[test]
     fn a_bad_record_hides_no_other(records in records()) {
@@ -305,18 +379,10 @@ proptest! {
     }
 
     #[test]
-    fn sentinels_decide_or_refuse(bytes in clusterdata(), records in records(), gap in 0..200_u64) {
-        let Ok(mut data) = ClusterData::parse(&bytes) else { return Ok(()) };
-        assert_readable(&data);
-        let observed = observe(&records, &keys(), Duration::ZERO, 1);
-        let mut memory = track(moment(1), &data, &observed, &Memory::default());
-        for step in 1..6 {
-            let now = moment(1 + step * gap);
-            let planned = plan(now, &data, &observed, &memory);
-            assert_readable(&planned.data);
-            prop_assert!(planned.data.proxy.generation >= data.proxy.generation);
-            prop_assert!(planned.wake_at.is_none_or(|wake| wake > now.clock));
-            (data, memory) = (planned.data, planned.memory);
+    fn sentinels_decide_or_refuse(bytes in clusterdata(), records in records(), gap in 0..200_u64, lost in lost_keeper()) {
+        if let Ok(data) = ClusterData::parse(&bytes) {
+            assert_readable(&data);
+            decide(data, &records, gap, lost);
         }
     }
 
@@ -401,4 +467,25 @@ fn the_seeds_are_sound() {
     parse_user_spec(user_spec(true)).unwrap().effective().unwrap();
     serde_json::from_value::<KeeperInfo>(keeper_info("k", "d")).unwrap();
     serde_json::from_value::<ProxyInfo>(proxy_info("p")).unwrap();
+}
+
+/// Documents that nobody can read would try nothing.
+#[test]
+fn damaged_documents_reach_the_decisions() {
+    const CASES: usize = 200;
+    let mut runner = TestRunner::deterministic();
+    let (mut read, mut decided, mut elected) = (0, 0, 0);
+    for _ in 0..CASES {
+        let bytes = clusterdata().new_tree(&mut runner).unwrap().current();
+        let records = records().new_tree(&mut runner).unwrap().current();
+        let Ok(before) = ClusterData::parse(&bytes) else { continue };
+        let after = decide(before.clone(), &records, 10, Some("k1"));
+        read += 1;
+        decided += usize::from(after != before);
+        elected += usize::from(after.cluster.status.master != before.cluster.status.master);
+    }
+    assert!(
+        read > CASES / 2 && decided > CASES / 3 && elected > CASES / 10,
+        "of {CASES}: {read} read, {decided} decided, {elected} elected"
+    );
 }

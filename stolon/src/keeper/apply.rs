@@ -49,7 +49,7 @@ impl Machine {
                 Ok(())
             }
             Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
-            Step::DeleteGarbage => self.apply_delete_garbage(),
+            Step::DeleteGarbage => self.apply_delete_garbage().await,
             Step::Initdb(config) => self.apply_initdb(&config).await,
             Step::StartForSetup(files) => self.apply_start_for_setup(&files).await,
             Step::ReadParameters => {

@@ -73,15 +73,19 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn apply_delete_garbage(&self) -> Result<()> {
+    pub(super) async fn apply_delete_garbage(&self) -> Result<()> {
         let pgdata = self.dir.pgdata();
         let begun = self.dir.load_restore().filter(|begun| begun.uid == self.state.uid);
-        if let Some(begun) = &begun {
-            forget_foreign_wal(&pgdata, begun.wal_dir.as_deref())?;
-        }
-        trash::delete_garbage(&pgdata)?;
-        // A command that was interrupted need not have linked to it yet.
-        begun.and_then(|begun| begun.wal_dir).map_or(Ok(()), |wal| waldir::remove(&wal))
+        // A large directory takes long, and the keeper has to keep its lease meanwhile.
+        let work = tokio::task::spawn_blocking(move || {
+            if let Some(begun) = &begun {
+                forget_foreign_wal(&pgdata, begun.wal_dir.as_deref())?;
+            }
+            trash::delete_garbage(&pgdata)?;
+            // A command that was interrupted need not have linked to it yet.
+            begun.and_then(|begun| begun.wal_dir).map_or(Ok(()), |wal| waldir::remove(&wal))
+        });
+        work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("delete what was left: {error}"))))
     }
 
     async fn check_restored(&self, pgdata: &Path) -> Result<()> {

@@ -93,11 +93,17 @@ impl Ring {
         let mut running = FuturesUnordered::new();
         let deadline = tokio::time::sleep(self.timeout);
         tokio::pin!(deadline);
+        let mut begin = true;
         loop {
-            if running.is_empty() && begun == count {
-                return Err(failed.unwrap_or(Failure::Silent(self.timeout)));
+            if std::mem::take(&mut begin) || running.is_empty() {
+                if begun == count {
+                    return Err(failed.unwrap_or(Failure::Silent(self.timeout)));
+                }
+                let member = (first + begun) % count;
+                begun += 1;
+                let attempt = self.members[member].run(&request);
+                running.push(async move { (member, attempt.await) });
             }
-            let impatient = tokio::time::sleep(if running.is_empty() { Duration::ZERO } else { PATIENCE });
             // All branches are cancel-safe: a request that is not taken here stays in the set.
             tokio::select! {
                 biased;
@@ -113,12 +119,7 @@ impl Ring {
                     }
                 },
                 () = &mut deadline => return Err(failed.unwrap_or(Failure::Silent(self.timeout))),
-                () = impatient, if begun < count => {
-                    let member = (first + begun) % count;
-                    begun += 1;
-                    let attempt = self.members[member].run(&request);
-                    running.push(async move { (member, attempt.await) });
-                }
+                () = tokio::time::sleep(PATIENCE), if begun < count => begin = true,
             }
         }
     }
