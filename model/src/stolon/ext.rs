@@ -2,7 +2,7 @@
 //! Go's programs neither read nor write them.
 
 use super::{Extra, null_default};
-use crate::{GoTime, KeeperUid};
+use crate::{DbUid, GoTime, KeeperUid};
 use serde::{Deserialize, Serialize};
 
 /// An operator's request. Its key hangs on a lease that the command keeps alive: a command that went away wants
@@ -50,8 +50,8 @@ impl Action {
     }
 }
 
-/// An action of a newer program must not hide who asked and when.
-fn known<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Action>, D::Error> {
+/// An action of a newer program must not hide the rest.
+fn known<'de, D: serde::Deserializer<'de>, T: serde::de::DeserializeOwned>(d: D) -> Result<Option<T>, D::Error> {
     let value = serde_json::Value::deserialize(d)?;
     Ok(serde_json::from_value(value).ok())
 }
@@ -120,6 +120,37 @@ pub struct Preference {
     pub extra: Extra,
 }
 
+/// What the leading sentinel wants a keeper to do with its PostgreSQL, apart from what the cluster data says. Its key
+/// hangs on the sentinel's lease. The keeper answers with the id in its record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Order {
+    /// Each is carried out once.
+    #[serde(deserialize_with = "null_default")]
+    pub id: String,
+    /// The start of the keeper that is meant: one that starts anew does not obey what its predecessor was told.
+    #[serde(rename = "bootUUID", deserialize_with = "null_default")]
+    pub boot_uuid: String,
+    /// The db that is meant.
+    #[serde(deserialize_with = "null_default")]
+    pub db: DbUid,
+    /// What to do; `None`: something that this version does not know.
+    #[serde(deserialize_with = "known")]
+    pub work: Option<Work>,
+}
+
+/// What a keeper can be told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Work {
+    /// Make a checkpoint, so that stopping takes no time for it.
+    Checkpoint,
+    /// Restart PostgreSQL.
+    Restart,
+    /// Do not restart it for changed parameters by itself: it will be told when.
+    WaitWithRestart,
+}
+
 /// Decisions of sentinels, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -158,6 +189,8 @@ mod tests {
         let operation: Operation = serde_json::from_str(text).unwrap();
         assert_eq!(operation.action, Some(Action::Switchover("k2".into())));
         assert_eq!(serde_json::to_string(&operation).unwrap(), text);
+        let order = r#"{"id":"a","bootUUID":"b","db":"d","work":"checkpoint"}"#;
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<Order>(order).unwrap()).unwrap(), order);
         let newer: Operation = serde_json::from_str(r#"{"id":"a","action":{"dance":7}}"#).unwrap();
         assert_eq!((newer.id.as_str(), newer.action), ("a", None));
     }
@@ -168,6 +201,7 @@ mod tests {
             let _ = serde_json::from_str::<Operation>(&text);
             let _ = serde_json::from_str::<Progress>(&text);
             let _ = serde_json::from_str::<Preference>(&text);
+            let _ = serde_json::from_str::<Order>(&text);
             let _ = serde_json::from_str::<History>(&text);
         }
     }

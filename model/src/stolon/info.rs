@@ -62,6 +62,10 @@ pub struct KeeperInfo {
     /// keeper can be asked for a sign of life.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answered: Option<String>,
+    /// Ours only: the last order that the keeper has carried out, see [`super::ext::Order`]; empty before the first one.
+    /// Present means that the keeper can be given orders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obeyed: Option<String>,
     /// Ours only: the server that this keeper's standby gets its WAL from, once it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<Upstream>,

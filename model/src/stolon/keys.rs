@@ -51,6 +51,14 @@ impl Keys {
     pub fn challenge(&self, uid: &KeeperUid) -> String {
         format!("{}/ext/challenge/{uid}", self.base)
     }
+    /// Ours only: prefix of what the leading sentinel wants keepers to do, see [`super::ext::Order`].
+    pub fn orders(&self) -> String {
+        format!("{}/ext/order/", self.base)
+    }
+    /// Ours only: what it wants this one to do.
+    pub fn order(&self, uid: &KeeperUid) -> String {
+        format!("{}{uid}", self.orders())
+    }
     /// Prefix of all records of sentinels.
     pub fn sentinels_info(&self) -> String {
         format!("{}/sentinels/info", self.base)

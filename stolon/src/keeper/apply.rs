@@ -94,6 +94,15 @@ impl Machine {
             }
             Step::RestartIfPending { automatic } => self.apply_restart_if_pending(automatic).await,
             Step::Checkpoint => self.apply_checkpoint(),
+            Step::PrepareOrder(id) => {
+                self.apply_prepare_order(id);
+                Ok(())
+            }
+            Step::StopForOrder(id) => self.apply_stop_for_order(id).await,
+            Step::TellObeyed(id) => {
+                self.apply_tell_obeyed(id);
+                Ok(())
+            }
         }
     }
 
@@ -344,7 +353,8 @@ impl Machine {
 
     async fn apply_restart_if_pending(&mut self, automatic: bool) -> Result<()> {
         let pending = self.sql().await?.pending_restart().await?;
-        if automatic && !pending.is_empty() {
+        let overdue = self.orders.is_overdue(automatic && !pending.is_empty());
+        if overdue {
             self.check_configuration().await?;
             warn!(parameters = pending.join(", "), "restarting postgres for changed parameters");
             self.apply_stop("changed parameters need a restart").await?;
@@ -359,7 +369,7 @@ impl Machine {
     }
 
     /// A server that runs is worth more than one that was stopped for a configuration it can't start with.
-    async fn check_configuration(&self) -> Result<()> {
+    pub(super) async fn check_configuration(&self) -> Result<()> {
         let mut command = self.binaries.command("postgres");
         command.arg("-D").arg(self.dir.pgdata()).args(["-C", "shared_buffers"]);
         binaries::run("postgres -C", command).await

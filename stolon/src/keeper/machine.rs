@@ -5,6 +5,7 @@ use super::args::Config;
 use super::datadir::{DbState, KeeperDir, KeeperState};
 use super::error::{KeeperError, Result};
 use super::observe;
+use super::order::Orders;
 use super::plan::{self, Local, Plan, Refused, Setup};
 use super::postgres::binaries::Binaries;
 use super::postgres::conf::{self, Parameters};
@@ -54,6 +55,7 @@ pub struct Machine {
     probed: watch::Receiver<Probed>,
     pub(super) view: watch::Receiver<View>,
     pub(super) key: String,
+    pub(super) orders: Orders,
     pub(super) refused: Option<Refused>,
     pub(super) failures: Option<Failures>,
     pub(super) slots_told: Option<String>,
@@ -93,6 +95,8 @@ pub struct Parts {
     pub view: watch::Receiver<View>,
     /// Key of the cluster data.
     pub key: String,
+    /// Key of what the leading sentinel wants done.
+    pub order_key: String,
 }
 
 impl Machine {
@@ -113,6 +117,7 @@ impl Machine {
             probed,
             view,
             key,
+            order_key,
         } = parts;
         let mut machine = Machine {
             config,
@@ -136,6 +141,7 @@ impl Machine {
             probed,
             view,
             key,
+            orders: Orders::new(order_key),
             refused: None,
             failures: None,
             slots_told: None,
@@ -273,6 +279,7 @@ impl Machine {
             refused: self.refused.clone(),
             handed_over: !self.facts.borrow().handed_over.db.is_empty(),
             restored: if self.state.initializing { self.dir.load_restore() } else { None },
+            order: self.take_order(),
         }
     }
 

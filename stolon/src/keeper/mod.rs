@@ -21,6 +21,7 @@ mod leftover;
 mod lineage;
 pub mod machine;
 pub mod observe;
+mod order;
 pub mod plan;
 pub mod postgres;
 pub mod probe;
@@ -176,7 +177,8 @@ impl Tasks {
         termination: &mut Termination,
     ) -> anyhow::Result<()> {
         let Tasks { store, keys, setup, identity, target } = self;
-        let follower = Follower::start(store.clone(), vec![StoreTarget::Key(keys.clusterdata())]);
+        let follower = Follower::start(store.clone(), vec![StoreTarget::Key(keys.clusterdata()), StoreTarget::Key(keys.order(&keeper.uid))]);
+        let order_uid = keeper.uid.clone();
         let (watched, watched_receiver) = watch::channel(Watched::default());
         let (results, probed) = watch::channel(Probed::default());
         metrics::show_health(probed.clone());
@@ -228,6 +230,7 @@ impl Tasks {
             probed,
             view: follower.subscribe(),
             key: keys.clusterdata(),
+            order_key: keys.order(&order_uid),
         });
         let probing = tokio::spawn(probe.run());
         let watching = tokio::spawn(upstream_watch.run());

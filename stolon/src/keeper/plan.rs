@@ -10,7 +10,9 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use step::{Attempt, Data, Files, Local, Plan, Recover, Refused, Resync, RoleFiles, Running, Setup, Step};
+pub use step::{
+    Attempt, Data, Files, Local, OrderStage, Ordered, Plan, Recover, Refused, Resync, RoleFiles, Running, Setup, Step,
+};
 
 use super::datadir::DbState;
 use super::postgres::conf::{self, ConfInput, Recovery};
@@ -19,6 +21,7 @@ use super::postgres::control::{Control, ControlState};
 use super::postgres::hba::{self, HbaInput};
 use super::postgres::slots;
 use model::DbUid;
+use model::stolon::ext::Work;
 use model::stolon::{ClusterData, Db, EffectiveSpec, FollowType, HandedOver, InitMode, Role, SuReplAccess};
 use std::collections::BTreeSet;
 
@@ -293,7 +296,23 @@ impl Context<'_> {
 
     /// Last steps of a pass that reached the wanted role.
     fn finish(&self, mut steps: Vec<Step>) -> Plan {
-        steps.push(Step::RestartIfPending { automatic: self.spec.automatic_pg_restart });
+        let mut told = None;
+        match &self.local.order {
+            Some(Ordered { id, work: Work::Restart, stage: OrderStage::CheckpointEnded }) => {
+                return Plan::then_again(steps.into_iter().chain([Step::StopForOrder(id.clone())]));
+            }
+            Some(Ordered { id, work: Work::Restart, stage: OrderStage::Stopped })
+            | Some(Ordered { id, work: Work::Checkpoint, stage: OrderStage::CheckpointEnded }) => {
+                told = Some(Step::TellObeyed(id.clone()));
+            }
+            Some(Ordered { id, work: Work::Restart | Work::Checkpoint, stage: OrderStage::New }) => {
+                steps.push(Step::PrepareOrder(id.clone()));
+            }
+            _ => {}
+        }
+        // Who is told when to restart does not restart by itself.
+        let automatic = self.spec.automatic_pg_restart && self.local.order.is_none();
+        steps.push(Step::RestartIfPending { automatic });
         let primary = self.db.spec.role == Some(Role::Master);
         let state = DbState {
             generation: self.db.generation,
@@ -308,6 +327,8 @@ impl Context<'_> {
         if self.local.checkpoint_owed {
             steps.push(Step::Checkpoint);
         }
+        // Last: what else the record says must be newer.
+        steps.extend(told);
         Plan { steps, ..Default::default() }
     }
 

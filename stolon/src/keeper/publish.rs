@@ -61,6 +61,8 @@ pub struct Facts {
     pub sleep_interval: Duration,
     /// The instance that was stopped to follow its successor.
     pub handed_over: HandedOver,
+    /// The last order that was carried out.
+    pub obeyed: String,
     /// Counts rewrites of the cluster data. A Go sentinel rewrites it at each check and takes a record whose uid stays
     /// the same for dead; ours does not. Answering rewrites serves the one and costs nothing with the other.
     pub rewrites: u64,
@@ -97,6 +99,7 @@ pub fn render(
         problems: facts.problems.iter().map(problem).collect(),
         lease_seconds: Some(lease_seconds(facts.fail_interval)),
         handed_over: Some(facts.handed_over.clone()),
+        obeyed: Some(facts.obeyed.clone()),
         // That this is published is the answer.
         answered: Some(challenge),
         upstream,

@@ -250,13 +250,22 @@ impl Sentinel {
     }
 
     fn notes(&self, notes: &Notes) -> Vec<Op> {
-        let Notes { progress, preference } = notes;
+        let Notes { progress, preference, orders } = notes;
+        let lease = self.candidacy.lease();
+        let orders = orders.iter().filter_map(|(keeper, order)| {
+            let key = self.keys.order(keeper);
+            Some(match order {
+                // A sentinel that is gone wants nothing any more.
+                Some(order) => Op::Put { key, value: json(order), lease: Some(lease?) },
+                None => Op::Delete(key),
+            })
+        });
         let progress = progress.as_ref().map(|progress| Op::put(self.keys.progress(), json(progress)));
         let preference = preference.as_ref().map(|preference| match preference {
             Some(preference) => Op::put(self.keys.preference(), json(preference)),
             None => Op::Delete(self.keys.preference()),
         });
-        progress.into_iter().chain(preference).collect()
+        progress.into_iter().chain(preference).chain(orders).collect()
     }
 
     fn read_history(&mut self, entries: &Entries) {

@@ -1,6 +1,8 @@
 //! Records of keepers and proxies out of the copy of the store.
 
 use super::plan::Observed;
+use model::KeeperUid;
+use model::stolon::ext::Order;
 use model::stolon::keys::Keys;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ pub fn observe(entries: &Entries, keys: &Keys, connected_since: Duration, seed: 
         operation: document(entries, &keys.operation()),
         progress: document(entries, &keys.progress()),
         preference: document(entries, &keys.preference()),
+        orders: orders(entries, &keys.orders()),
         connected_since,
         inquired: None,
         seed,
@@ -27,6 +30,14 @@ pub fn observe(entries: &Entries, keys: &Keys, connected_since: Duration, seed: 
 /// A document of ours. One that can't be read is as good as none: nothing depends on its being there.
 pub fn document<T: DeserializeOwned>(entries: &Entries, key: &str) -> Option<T> {
     serde_json::from_slice(&entries.get(key)?.value).ok()
+}
+
+fn orders(entries: &Entries, prefix: &str) -> BTreeMap<KeeperUid, Order> {
+    let below = entries.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+    // One that can't be read is there all the same, so that it is written anew or deleted.
+    below
+        .map(|(key, entry)| (key[prefix.len()..].into(), serde_json::from_slice(&entry.value).unwrap_or_default()))
+        .collect()
 }
 
 fn records<T: DeserializeOwned, U: From<String> + Ord + AsRef<str>>(

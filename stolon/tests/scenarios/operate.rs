@@ -18,9 +18,11 @@ async fn a_switchover_loses_nothing_and_lasts() {
     let writer = lab.writer().await;
     for new in lab.standbys().await {
         writer.progress(50).await;
+        let before = lab.master().await;
         let said = lab.ctl(&["switchover", "-y", "--to", &lab.keeper(new).uid]).await;
         assert!(said.contains("is master and in service"), "{said}");
         assert_eq!(lab.master().await, new);
+        assert!(lab.keeper(before).log().contains("made a checkpoint as ordered"), "before it is stopped");
         writer.progress(50).await;
         // Longer than the hysteresis of priorities.
         lab.ready().await;

@@ -14,7 +14,7 @@ use tracing::info;
 /// Arguments of `switchover`.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = "\
-Proxies are closed, the chosen standby receives everything that was acknowledged, and only then it becomes master and \
+The master makes a checkpoint while clients still work, for up to a minute. Then proxies are closed, the chosen standby receives everything that was acknowledged, and only then it becomes master and \
 proxies are opened to it. Clients' connections are cut: one that connects again and repeats its transaction loses \
 nothing. If the standby can't take over in time, the master stays.
 
@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long)]
     pub release: bool,
     /// Withdraw the request after so long: seconds, or a duration like 2m
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_time_limit)]
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = parse_time_limit)]
     pub timeout: Duration,
     /// Do not ask
     #[arg(short, long)]

@@ -5,6 +5,7 @@ use super::super::datadir::{DbState, RestoreState};
 use super::super::postgres::conf::Parameters;
 use super::super::postgres::conninfo::Source;
 use super::super::postgres::control::Control;
+use model::stolon::ext::Work;
 use model::stolon::{HandedOver, NewConfig};
 use model::{DbUid, KeeperUid};
 use pg::Tls;
@@ -101,6 +102,33 @@ pub struct Local {
     pub refused: Option<Refused>,
     /// It was stopped to become its successor's standby, and has not followed that yet.
     pub handed_over: bool,
+    /// What the leading sentinel wants done, while it is not done.
+    pub order: Option<Ordered>,
+}
+
+/// An order for this db and this start of the keeper, and how far it is carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ordered {
+    /// Of the order.
+    pub id: String,
+    /// What is wanted.
+    pub work: Work,
+    /// How far it is.
+    pub stage: OrderStage,
+}
+
+/// How far an order is carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OrderStage {
+    /// Nothing was done.
+    #[default]
+    New,
+    /// A checkpoint is being made.
+    CheckpointRuns,
+    /// A checkpoint was made, or could not be.
+    CheckpointEnded,
+    /// PostgreSQL was stopped.
+    Stopped,
 }
 
 /// Parameters that PostgreSQL would not start with.
@@ -248,6 +276,12 @@ pub enum Step {
     },
     /// Write a checkpoint, in the background.
     Checkpoint,
+    /// Begin to carry out this order: a checkpoint, in the background.
+    PrepareOrder(String),
+    /// Make sure that PostgreSQL would start, and stop it for this order.
+    StopForOrder(String),
+    /// Tell the cluster that this order is carried out.
+    TellObeyed(String),
 }
 
 impl Step {
@@ -282,6 +316,9 @@ impl Step {
             Step::EnsureSlots { .. } => "ensure slots",
             Step::RestartIfPending { .. } => "restart if pending",
             Step::Checkpoint => "checkpoint",
+            Step::PrepareOrder(_) => "prepare order",
+            Step::StopForOrder(_) => "stop for order",
+            Step::TellObeyed(_) => "tell that an order is obeyed",
         }
     }
 }

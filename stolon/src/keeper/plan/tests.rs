@@ -82,6 +82,7 @@ impl Case {
             refused: None,
             handed_over: false,
             restored: None,
+            order: None,
         };
         Case { setup, local, data }
     }

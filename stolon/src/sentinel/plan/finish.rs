@@ -8,6 +8,7 @@ impl Planner<'_> {
     pub(super) fn finish(mut self) -> Planned {
         self.copy_spec();
         self.count_generations();
+        self.note_orders();
         let mut data = self.data.clone();
         if let Err(problem) = data.check() {
             self.reasons.push(Reason::Rejected(problem));

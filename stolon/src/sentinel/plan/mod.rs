@@ -23,6 +23,7 @@ mod memory;
 mod normal;
 mod obstacle;
 mod operation;
+mod order;
 mod proxies;
 mod reason;
 mod status;
@@ -32,7 +33,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-use model::stolon::ext::{Operation, Preference, Progress};
+use model::stolon::ext::{Operation, Order, Preference, Progress};
 use model::stolon::{ClusterData, ClusterPhase, Db, EffectiveSpec, Keeper, KeeperInfo, ProxyInfo};
 use model::{DbUid, GoTime, KeeperUid, ProxyUid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,8 @@ pub struct Observed {
     pub progress: Option<Progress>,
     /// The keeper that an operator moved the master to.
     pub preference: Option<Preference>,
+    /// What keepers are ordered to do.
+    pub orders: BTreeMap<KeeperUid, Order>,
     /// Since when the store has been followed without a gap. Nobody is blamed for silence before that: the
     /// store itself may have been down.
     pub connected_since: Duration,
@@ -151,6 +154,8 @@ struct Planner<'a> {
     /// The keeper that counts as preferred to all others.
     favourite: Option<KeeperUid>,
     notes: Notes,
+    /// What keepers are to do now.
+    orders: BTreeMap<KeeperUid, Order>,
 }
 
 impl<'a> Planner<'a> {
@@ -170,6 +175,7 @@ impl<'a> Planner<'a> {
             request: None,
             favourite: None,
             notes: Notes::default(),
+            orders: BTreeMap::new(),
         }
     }
 }

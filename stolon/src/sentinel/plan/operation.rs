@@ -7,8 +7,9 @@
 
 use super::{Planner, Reason};
 use model::stolon::Db;
-use model::stolon::ext::{Action, Operation, OperationStep, Phase, Preference, Progress};
+use model::stolon::ext::{Action, Operation, OperationStep, Order, Phase, Preference, Progress};
 use model::{DbUid, KeeperUid};
+use std::collections::BTreeMap;
 
 /// So many steps are kept: more than any operation has.
 const STEPS: usize = 30;
@@ -20,6 +21,8 @@ pub struct Notes {
     pub progress: Option<Progress>,
     /// The favourite to store, or that there is none any more; `None`: as it is stored.
     pub preference: Option<Option<Preference>>,
+    /// Orders to keepers to write, and those to delete; keepers that are not listed: as they are stored.
+    pub orders: BTreeMap<KeeperUid, Option<Order>>,
 }
 
 impl Notes {

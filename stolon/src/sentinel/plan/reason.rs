@@ -110,6 +110,12 @@ pub enum Reason {
         /// The preferred one.
         to: DbUid,
     },
+    /// The switch has not begun yet.
+    #[error("switch: waiting for a checkpoint of master db \"{0}\", so that it can be stopped fast")]
+    SwitchCheckpoint(DbUid),
+    /// The switch begins anyway.
+    #[error("switch: the checkpoint of master db \"{0}\" takes too long, going on without it")]
+    SwitchWithoutCheckpoint(DbUid),
     /// The switch waits for the master's last position.
     #[error("switch: waiting for the last position of master db \"{0}\"")]
     SwitchMasterPosition(DbUid),
@@ -212,6 +218,8 @@ impl Reason {
             Reason::ProxiesOpened(_) => "proxies_opened",
             Reason::ProxiesEnabled(_) => "proxies_enabled",
             Reason::SwitchBegins { .. } => "switch_begins",
+            Reason::SwitchCheckpoint(_) => "switch_wait_for_checkpoint",
+            Reason::SwitchWithoutCheckpoint(_) => "switch_without_checkpoint",
             Reason::SwitchMasterPosition(_) => "switch_wait_for_position",
             Reason::SwitchHandOver(_) => "switch_wait_for_stop",
             Reason::SwitchCatchUp(..) => "switch_wait_for_candidate",
@@ -242,6 +250,7 @@ impl Reason {
                 | Reason::WaitForProxies(_)
                 | Reason::WaitForMaster(_)
                 | Reason::ProxiesEnabled(_)
+                | Reason::SwitchCheckpoint(_)
                 | Reason::SwitchMasterPosition(_)
                 | Reason::SwitchHandOver(_)
                 | Reason::SwitchCatchUp(..)

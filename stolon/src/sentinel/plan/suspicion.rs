@@ -13,7 +13,7 @@
 
 use super::memory::{Memory, info_of};
 use super::{Observed, Reason, mix};
-use model::stolon::{ClusterData, ClusterPhase, Db, KeeperInfo};
+use model::stolon::{ClusterData, ClusterPhase, Db, KeeperInfo, Role};
 use model::{DbUid, KeeperUid};
 use std::time::Duration;
 
@@ -140,7 +140,9 @@ impl<'a> Suspect<'a> {
         if data.cluster.status.phase != Some(ClusterPhase::Normal) {
             return None;
         }
-        let db = data.dbs.get(&data.cluster.status.master)?;
+        // A master with the role of a standby is being handed over: its server stops because it was told to. Should its
+        // keeper die then, the switch gives up in time, and the lease decides.
+        let db = data.dbs.get(&data.cluster.status.master).filter(|db| db.spec.role == Some(Role::Master))?;
         // Go's keepers have no such member: nothing can be asked of them.
         let info = info_of(data, observed, &db.spec.keeper_uid).filter(|info| info.answered.is_some())?;
         if memory.condemned.as_ref().is_some_and(|(_, record)| *record == info.info_uid) {

@@ -6,7 +6,7 @@
 //!    closed, so its position covers every commit that a client was told of.
 //! 3. The candidate reports that position, or a later one. Then it is appointed like in any election.
 //!
-//! If both keepers can, the master is handed over instead of 2: its role becomes standby, its keeper stops PostgreSQL
+//! If both keepers can, the master makes a checkpoint before 1, and is handed over instead of 2: its role becomes standby, its keeper stops PostgreSQL
 //! cleanly, which sends everything to the standbys before it ends, and tells where its last record is. A candidate
 //! that has this record continues where the master ended, so that the old master follows it at once, without being
 //! rewound or copied.
@@ -16,15 +16,17 @@
 
 use super::memory::{info_of, state_of};
 use super::reason::list;
-use super::{Planner, Reason};
+use super::{Planner, Reason, mix};
 use model::DbUid;
-use model::stolon::ext::Phase;
+use model::stolon::ext::{Phase, Work};
 use model::stolon::{ClusterRole, Db, FollowConfig, Role};
 use std::cmp::Reverse;
 use std::time::Duration;
 
 /// The candidate must have been ready without a break for so long.
 const HYSTERESIS: Duration = Duration::from_secs(2);
+/// The master may take so long for a checkpoint before it is stopped; clients work meanwhile.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
 /// Clients are cut off for no longer than this while proxies confirm.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// Clients are cut off for no longer than this while the candidate catches up.
@@ -50,11 +52,22 @@ pub(super) const MAX_LAG: u64 = 16 << 20;
 pub(super) struct SwitchMemory {
     /// The candidate, and since when it is ready.
     preferred: Option<(DbUid, Duration)>,
+    preparing: Option<Preparing>,
     running: Option<Switch>,
     /// Failed attempts, and when the next one may begin.
     failures: (u32, Duration),
     /// A master that was stopped to be handed over and does not serve again yet, and since when.
     pub(super) stopped: Option<(DbUid, Duration)>,
+}
+
+/// The master's keeper makes a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+struct Preparing {
+    from: DbUid,
+    to: DbUid,
+    /// Name of the order.
+    order: String,
+    since: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -104,6 +117,7 @@ impl Planner<'_> {
     pub(super) fn forget_switch(&mut self) {
         self.memory.switch.running = None;
         self.memory.switch.preferred = None;
+        self.memory.switch.preparing = None;
     }
 
     /// The next step of a switch, or the beginning of one.
@@ -121,7 +135,11 @@ impl Planner<'_> {
             }
         }
         let to = if self.switchover_to().is_some() { self.asked_for(master) } else { self.preferred_for_long(master) };
+        let preparing = self.memory.switch.preparing.take();
         let Some(to) = to else { return Switching::None };
+        if !self.is_prepared(master, &to, preparing) {
+            return Switching::None;
+        }
         self.say(Reason::SwitchBegins { from: master.clone(), to: to.clone() });
         self.note_step("proxies are closed");
         self.close_proxies();
@@ -134,6 +152,35 @@ impl Planner<'_> {
             stage: Stage::Closing,
         });
         Switching::Hold
+    }
+
+    /// A master that is handed over is stopped, which takes as long as a checkpoint. So most of that is written while
+    /// clients still work.
+    fn is_prepared(&mut self, master: &DbUid, to: &DbUid, before: Option<Preparing>) -> bool {
+        let takes_orders = |db: &Db| self.takes_orders(&db.spec.keeper_uid);
+        let pays = self.can_hand_over(master) && self.can_hand_over(to) && self.db(master).is_some_and(takes_orders);
+        if !pays {
+            return true;
+        }
+        let preparing = before.filter(|before| before.from == *master && before.to == *to).unwrap_or_else(|| Preparing {
+            from: master.clone(),
+            to: to.clone(),
+            order: format!("checkpoint-{:08x}", mix(!self.observed.seed, 1)),
+            since: self.now.clock,
+        });
+        if self.order(master, Work::Checkpoint, &preparing.order) {
+            return true;
+        }
+        if self.passed(preparing.since, CHECKPOINT_LIMIT) {
+            self.orders.clear();
+            self.say(Reason::SwitchWithoutCheckpoint(master.clone()));
+            self.note_step("the master's checkpoint takes long, the switch begins without it: writes may wait for longer");
+            return true;
+        }
+        self.say(Reason::SwitchCheckpoint(master.clone()));
+        self.note_step("the master makes a checkpoint, so that it can be stopped fast; clients still work");
+        self.memory.switch.preparing = Some(preparing);
+        false
     }
 
     /// The standby that an operator asks for, as soon as it could take over.

@@ -3,7 +3,7 @@
 use super::world::World;
 use crate::sentinel::plan::Reason;
 use model::stolon::Role;
-use model::stolon::ext::{Action, Phase};
+use model::stolon::ext::{Action, Phase, Work};
 use serde_json::json;
 use std::time::Duration;
 
@@ -229,6 +229,8 @@ fn handing_over(spec: serde_json::Value) -> World {
     let mut world = asked(spec, "k2");
     world.modern();
     world.plan();
+    world.keeper_works("k1");
+    world.plan();
     world.proxies_work();
     world.plan();
     let db = world.db("k1");
@@ -360,4 +362,64 @@ fn a_new_leader_sees_that_the_master_was_stopped_on_purpose() {
         world.plan();
     }
     assert_ne!(world.master(), "k1");
+}
+
+#[test]
+fn the_master_makes_a_checkpoint_while_clients_still_work() {
+    for spec in [asynchronous(), synchronous()] {
+        let mut world = asked(spec, "k2");
+        world.modern();
+        world.plan();
+        assert_eq!(world.observed.orders["k1"].work, Some(Work::Checkpoint));
+        for _ in 0..5 {
+            world.pass(10);
+            world.keeper_works("k2");
+            world.plan();
+            assert_eq!(world.proxied(), Some("k1"));
+        }
+        world.keeper_works("k1");
+        world.plan();
+        assert_eq!((world.proxied(), world.observed.orders.len()), (None, 0));
+        assert!(!world.said(|r| matches!(r, Reason::SwitchWithoutCheckpoint(_))));
+    }
+}
+
+#[test]
+fn a_checkpoint_is_not_waited_for_forever() {
+    let mut world = asked(synchronous(), "k2");
+    world.modern();
+    world.plan();
+    world.pass(60);
+    world.plan();
+    assert_eq!((world.proxied(), world.observed.orders.len()), (None, 0));
+    assert!(world.said(|r| matches!(r, Reason::SwitchWithoutCheckpoint(_))));
+}
+
+#[test]
+fn an_order_that_nobody_wants_any_more_is_withdrawn() {
+    let mut world = asked(synchronous(), "k2");
+    world.modern();
+    world.plan();
+    world.observed.operation = None;
+    world.plan();
+    assert_eq!((world.proxied(), world.observed.orders.len()), (Some("k1"), 0));
+}
+
+#[test]
+fn a_hand_over_with_refused_connections_is_no_failure() {
+    for spec in [asynchronous(), synchronous()] {
+        let mut world = handing_over(spec);
+        // PostgreSQL is being stopped: standbys are refused, its keeper is busy and gives no sign of life.
+        for _ in 0..30 {
+            world.clock += Duration::from_millis(100);
+            world.refuse("k2");
+            world.refuse("k3");
+            world.inquire(true);
+            world.plan();
+            assert!(!world.said(|r| matches!(r, Reason::KeeperGone(_) | Reason::MasterSuspected(..))));
+            assert_eq!(world.master(), "k1");
+        }
+        steps(&mut world, 40);
+        assert_eq!(world.proxied(), Some("k2"), "{:?}", world.reasons);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::sentinel::plan::{Inquired, Inquiry, Memory, Moment, Notes, Observed, PRESENT, Planned, Reason, plan};
 use chrono::{TimeZone, Utc};
-use model::stolon::ext::{Action, Operation, Phase};
+use model::stolon::ext::{Action, Operation, Order, Phase, Work};
 use model::stolon::{
     ClusterData, Db, HandedOver, KeeperInfo, PostgresState, ProxyInfo, Role, StolonSpec, TimelineHistory, Upstream,
 };
@@ -75,6 +75,7 @@ impl World {
             boot_uuid: format!("boot{}", self.counter),
             lease_seconds: Some(5),
             handed_over: self.modern.then(HandedOver::default),
+            obeyed: self.modern.then(String::new),
             answered: Some(String::new()),
             ..Default::default()
         };
@@ -87,6 +88,7 @@ impl World {
         self.modern = true;
         for info in self.observed.keepers.values_mut().flatten() {
             info.handed_over = Some(HandedOver::default());
+            info.obeyed = Some(String::new());
         }
     }
 
@@ -129,6 +131,12 @@ impl World {
     fn apply_notes(&mut self, notes: Notes) {
         if let Some(progress) = notes.progress {
             self.observed.progress = Some(progress);
+        }
+        for (keeper, order) in notes.orders {
+            match order {
+                Some(order) => drop(self.observed.orders.insert(keeper, order)),
+                None => drop(self.observed.orders.remove(&keeper)),
+            }
         }
         if let Some(preference) = notes.preference {
             self.observed.preference = preference;
@@ -226,6 +234,11 @@ impl World {
         let before = info.clone();
         info.answered = info.answered.as_ref().map(|old| challenge.unwrap_or(old).clone());
         change(info);
+        let order = self.observed.orders.get(keeper).filter(|order| order.boot_uuid == info.boot_uuid);
+        if let Some(Order { id, work: Some(work @ (Work::Checkpoint | Work::Restart)), .. }) = order {
+            info.obeyed = Some(id.clone());
+            info.problems.retain(|_| *work == Work::Checkpoint);
+        }
         if *info != before {
             info.info_uid = format!("i{}", self.counter);
         }
