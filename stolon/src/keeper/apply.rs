@@ -11,6 +11,7 @@ use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
 use super::{restore, trash, waldir};
 use chrono::Utc;
+use model::DbUid;
 use model::stolon::{NewConfig, Problem};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -116,6 +117,11 @@ impl Machine {
 
     pub(super) fn apply_save_state(&mut self, state: DbState) -> Result<()> {
         self.dir.save_db(&state)?;
+        // A report of a generation rests on a look that was made after it was applied: the sentinel counts one up to
+        // learn the position that an instance has now.
+        if state.generation != self.state.generation {
+            self.acted();
+        }
         self.state = state;
         self.tell();
         Ok(())
@@ -268,19 +274,14 @@ impl Machine {
         let wanted = conf::synchronous_dbs(sync_names);
         // Those that stay keep their floor: commits never cease to wait for them.
         self.watched.send_modify(|watched| watched.floors.retain(|db, _| wanted.contains(db)));
+        self.names_in_force = None;
         process::reload(postmaster.pid)?;
         let ready = process::read_pid_file(&self.dir.pgdata()).is_some_and(|file| file.ready);
         if ready {
             let session = self.sql().await?;
             wait_for_names(&session, sync_names).await?;
-            // Read last: commits beyond this position wait.
-            if let Some(position) = session.flushed().await? {
-                self.watched.send_modify(|watched| {
-                    for db in wanted {
-                        watched.floors.entry(db).or_insert(position);
-                    }
-                });
-            }
+            self.names_in_force = Some((postmaster.pid, sync_names.to_owned()));
+            self.set_floors(&session, &wanted).await?;
         }
         if ready {
             let wrong = self.sql().await?.hba_errors().await?;
@@ -295,6 +296,18 @@ impl Machine {
         self.reload_owed = false;
         self.acted();
         info!("postgres has read its configuration again");
+        Ok(())
+    }
+
+    /// Read after it was proven that commits wait for these: those beyond the position of now do. A standby has none.
+    async fn set_floors(&self, session: &Session, wanted: &BTreeSet<DbUid>) -> Result<()> {
+        if let Some(position) = session.flushed().await? {
+            self.watched.send_modify(|watched| {
+                for db in wanted {
+                    watched.floors.entry(db.clone()).or_insert(position);
+                }
+            });
+        }
         Ok(())
     }
 
@@ -315,8 +328,13 @@ impl Machine {
             tokio::time::sleep(POLL).await;
         }
         self.checkpoint_owed = true;
-        // The new timeline's commits are counted anew.
+        // The new timeline's commits are counted anew. Where commits were proven to wait before the promotion, they
+        // do now, and nobody need wait for another proof.
         self.watched.send_modify(|watched| watched.floors.clear());
+        let pid = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
+        if let Some((_, names)) = self.names_in_force.clone().filter(|(proven, _)| pid == Some(*proven)) {
+            self.set_floors(&session, &conf::synchronous_dbs(&names)).await?;
+        }
         self.acted();
         info!(milliseconds = millis(started), "promoted to primary");
         Ok(())

@@ -43,6 +43,8 @@ pub struct Machine {
     pub(super) postmaster: Option<Postmaster>,
     pub(super) sync_wait: Option<bool>,
     pub(super) reload_owed: bool,
+    /// The postmaster of which it was proven that commits wait for these synchronous standbys.
+    pub(super) names_in_force: Option<(i32, String)>,
     pub(super) checkpoint_owed: bool,
     pub(super) parameters: Option<Parameters>,
     /// The db that is being made, while the data directory is still another one's.
@@ -130,6 +132,7 @@ impl Machine {
             sync_wait: None,
             // Nobody knows whether the keeper that wrote the files lived to reload them.
             reload_owed: true,
+            names_in_force: None,
             checkpoint_owed: false,
             parameters: None,
             at_work: None,

@@ -177,7 +177,10 @@ impl Tasks {
         termination: &mut Termination,
     ) -> anyhow::Result<()> {
         let Tasks { store, keys, setup, identity, target } = self;
-        let follower = Follower::start(store.clone(), vec![StoreTarget::Key(keys.clusterdata()), StoreTarget::Key(keys.order(&keeper.uid))]);
+        let follower = Follower::start(
+            store.clone(),
+            vec![StoreTarget::Key(keys.clusterdata()), StoreTarget::Key(keys.order(&keeper.uid))],
+        );
         let order_uid = keeper.uid.clone();
         let (watched, watched_receiver) = watch::channel(Watched::default());
         let (results, probed) = watch::channel(Probed::default());

@@ -1,8 +1,8 @@
 //! What keepers are told to do with their PostgreSQL besides what the cluster data says. A plan says all that it wants
 //! done; what no plan wants any more is withdrawn. Keepers of Go stolon can't be told anything.
 
-use super::memory::info_of;
 use super::Planner;
+use super::memory::info_of;
 use model::stolon::ext::{Order, Work};
 use model::{DbUid, KeeperUid};
 

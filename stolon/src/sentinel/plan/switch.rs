@@ -162,19 +162,22 @@ impl Planner<'_> {
         if !pays {
             return true;
         }
-        let preparing = before.filter(|before| before.from == *master && before.to == *to).unwrap_or_else(|| Preparing {
-            from: master.clone(),
-            to: to.clone(),
-            order: format!("checkpoint-{:08x}", mix(!self.observed.seed, 1)),
-            since: self.now.clock,
-        });
+        let preparing =
+            before.filter(|before| before.from == *master && before.to == *to).unwrap_or_else(|| Preparing {
+                from: master.clone(),
+                to: to.clone(),
+                order: format!("checkpoint-{:08x}", mix(!self.observed.seed, 1)),
+                since: self.now.clock,
+            });
         if self.order(master, Work::Checkpoint, &preparing.order) {
             return true;
         }
         if self.passed(preparing.since, CHECKPOINT_LIMIT) {
             self.orders.clear();
             self.say(Reason::SwitchWithoutCheckpoint(master.clone()));
-            self.note_step("the master's checkpoint takes long, the switch begins without it: writes may wait for longer");
+            self.note_step(
+                "the master's checkpoint takes long, the switch begins without it: writes may wait for longer",
+            );
             return true;
         }
         self.say(Reason::SwitchCheckpoint(master.clone()));
