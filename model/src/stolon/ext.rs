@@ -38,6 +38,18 @@ pub enum Action {
     Switchover(KeeperUid),
     /// Make this keeper's db the master although it may lack acknowledged commits, because nobody else can be.
     Elect(KeeperUid),
+    /// Restart PostgreSQL in order: standbys one after the other, then the master.
+    Restart(Restart),
+}
+
+/// Which instances are restarted, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Restart {
+    /// All of them, not only those where parameters wait for a restart.
+    pub all: bool,
+    /// The master is restarted where it is, instead of being moved to a standby.
+    pub in_place: bool,
 }
 
 impl Action {
@@ -46,6 +58,8 @@ impl Action {
         match self {
             Action::Switchover(keeper) => format!("switchover to keeper \"{keeper}\""),
             Action::Elect(keeper) => format!("election of keeper \"{keeper}\" with loss of data accepted"),
+            Action::Restart(Restart { all: true, .. }) => "restart of PostgreSQL on all keepers".to_owned(),
+            Action::Restart(_) => "restart of PostgreSQL where parameters wait for it".to_owned(),
         }
     }
 }
@@ -72,6 +86,9 @@ pub struct Progress {
     /// The latest steps, oldest first; the last one says what is being waited for, or why it ended.
     #[serde(deserialize_with = "null_default")]
     pub steps: Vec<OperationStep>,
+    /// Keepers whose PostgreSQL was restarted for the request.
+    #[serde(deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
+    pub restarted: Vec<KeeperUid>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,

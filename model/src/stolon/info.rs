@@ -103,6 +103,8 @@ impl Problem {
     pub const HBA_REFUSED: &str = "hba_refused";
     /// Changed parameters wait for a restart.
     pub const RESTART_PENDING: &str = "restart_pending";
+    /// One of them gets lower, and a standby must not have less of it than its primary.
+    pub const RESTART_LOWERS: &str = "restart_lowers";
     /// The keeper can't make PostgreSQL what the cluster data says.
     pub const NOT_CONVERGING: &str = "not_converging";
 }
@@ -127,6 +129,9 @@ pub struct Upstream {
     pub db: DbUid,
     /// The stream broke, and the operating system over there refuses new connections: nobody listens.
     pub refused: bool,
+    /// The stream is there.
+    #[serde(deserialize_with = "null_default", skip_serializing_if = "is_default")]
+    pub receiving: bool,
 }
 
 /// State of a keeper's PostgreSQL.

@@ -1,8 +1,8 @@
 //! stolonctl's command line.
 
 use super::commands::{
-    clusterdata, elect, failkeeper, init, promote, removekeeper, setkeeperpriority, spec, status, switchover, update,
-    why,
+    clusterdata, elect, failkeeper, init, promote, removekeeper, restart, setkeeperpriority, spec, status, switchover,
+    update, why,
 };
 use crate::cli::{CommonArgs, VERSION};
 use clap::{Parser, Subcommand};
@@ -51,6 +51,8 @@ pub enum Command {
     Setkeeperpriority(setkeeperpriority::Args),
     /// Move the master to a chosen keeper without losing a commit
     Switchover(switchover::Args),
+    /// Restart PostgreSQL on standbys one after the other, then on the master
+    Restart(restart::Args),
     /// Make a keeper master that may lack acknowledged commits, when nobody else can be
     Elect(elect::Args),
     /// Turn a standby cluster into a primary one

@@ -23,6 +23,8 @@ use tracing::{debug, info, warn};
 const POLL: Duration = Duration::from_millis(20);
 /// How long a promotion may take before the pass is given up (PostgreSQL goes on with it).
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
+/// How long is waited for a session that does not take the files.
+const READING_LIMIT: Duration = Duration::from_secs(1);
 /// How long PostgreSQL may take to read its files.
 const RELOAD_LIMIT: Duration = Duration::from_secs(5);
 
@@ -275,10 +277,15 @@ impl Machine {
         // Those that stay keep their floor: commits never cease to wait for them.
         self.watched.send_modify(|watched| watched.floors.retain(|db, _| wanted.contains(db)));
         self.names_in_force = None;
-        process::reload(postmaster.pid)?;
         let ready = process::read_pid_file(&self.dir.pgdata()).is_some_and(|file| file.ready);
-        if ready {
-            let session = self.sql().await?;
+        let session = if ready { Some(self.sql().await?) } else { None };
+        let read = match &session {
+            Some(session) => Some(session.configured_at().await?),
+            None => None,
+        };
+        process::reload(postmaster.pid)?;
+        if let (Some(session), Some(read)) = (session, read) {
+            wait_for_reading(&session, &read).await?;
             wait_for_names(&session, sync_names).await?;
             self.names_in_force = Some((postmaster.pid, sync_names.to_owned()));
             self.set_floors(&session, &wanted).await?;
@@ -371,6 +378,8 @@ impl Machine {
 
     async fn apply_restart_if_pending(&mut self, automatic: bool) -> Result<()> {
         let pending = self.sql().await?.pending_restart().await?;
+        let lowered = pending.iter().any(|(_, lowered)| *lowered);
+        let pending: Vec<String> = pending.into_iter().map(|(name, _)| name).collect();
         let overdue = self.orders.is_overdue(automatic && !pending.is_empty());
         if overdue {
             self.check_configuration().await?;
@@ -383,6 +392,8 @@ impl Machine {
         let text = (!pending.is_empty())
             .then(|| format!("changed parameters wait for a restart of postgres (`stolonctl restart`): {names}"));
         self.report(Problem::RESTART_PENDING, text);
+        let first = "a standby does not start with less than its primary has, so the master has to be restarted first";
+        self.report(Problem::RESTART_LOWERS, lowered.then(|| first.to_owned()));
         Ok(())
     }
 
@@ -409,6 +420,16 @@ impl Machine {
         });
         Ok(())
     }
+}
+
+/// Waits until the session has read the files anew: before that it does not know which parameters wait for a restart.
+/// Files with an error it never takes; that is told elsewhere.
+async fn wait_for_reading(session: &Session, before: &str) -> Result<()> {
+    let deadline = Instant::now() + READING_LIMIT;
+    while session.configured_at().await? == before && Instant::now() < deadline {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// Waits until the names are in force: the session shows them and, if there are any, the checkpointer has made commits

@@ -83,8 +83,9 @@ impl UpstreamWatch {
         // Nothing is said of a server that this standby has never received anything from.
         let Some(mut receiver) = next_receiver(&mut probed, None).await else { return };
         loop {
-            self.tell(Some(Upstream { db: followed.db.clone(), refused: false }));
+            self.tell(Some(Upstream { db: followed.db.clone(), refused: false, receiving: true }));
             ended(receiver, &mut probed).await;
+            self.tell(Some(Upstream { db: followed.db.clone(), ..Default::default() }));
             debug!(db = %followed.db, "the stream from the followed server broke");
             // Both branches are cancel-safe.
             tokio::select! {
@@ -102,7 +103,7 @@ impl UpstreamWatch {
         let mut pause = FIRST_PAUSE;
         loop {
             let refused = reach(&followed.host, followed.port, ATTEMPT_LIMIT).await == Reach::Refused;
-            self.tell(Some(Upstream { db: followed.db.clone(), refused }));
+            self.tell(Some(Upstream { db: followed.db.clone(), refused, receiving: false }));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }

@@ -1,8 +1,9 @@
 //! What operators do to a cluster while it works.
 
 use crate::lab;
+use serde_json::json;
 use std::time::Duration;
-use testkit::stolon::Written;
+use testkit::stolon::{Lab, Written};
 
 /// The longest time between two acknowledged commits.
 fn longest_wait(written: &Written) -> Duration {
@@ -94,6 +95,76 @@ async fn a_named_keeper_is_elected_when_data_loss_is_accepted() {
     assert_eq!(lab.published_in(&data), Some(other));
     assert_eq!(lab.keeper(old).pg.one("SELECT pg_is_in_recovery()").await, "t");
     lab.writer().await.progress(5).await;
+}
+
+/// When each keeper's PostgreSQL was started, on its own clock.
+async fn started(lab: &Lab) -> Vec<f64> {
+    let mut times = Vec::new();
+    for keeper in lab.keepers() {
+        let text = keeper.pg.one("SELECT extract(epoch FROM pg_postmaster_start_time())::text").await;
+        times.push(text.parse().unwrap());
+    }
+    times
+}
+
+async fn set_connections(lab: &Lab, number: u32) {
+    let patch = json!({"pgParameters": {"max_connections": number.to_string()}}).to_string();
+    lab.ctl(&["update", "--patch", &patch]).await;
+}
+
+async fn all_have(lab: &Lab, number: u32) {
+    for keeper in lab.keepers() {
+        keeper.pg.wait_for("SHOW max_connections", &number.to_string()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rolling_restart_keeps_the_order_and_loses_nothing() {
+    let lab = lab().keepers(3).sentinels(2).synchronous(1, 1).spec(json!({"automaticPgRestart": false})).up().await;
+    lab.ready().await;
+    let old = lab.master().await;
+    assert!(lab.ctl(&["restart", "-y"]).await.contains("no parameter waits for a restart"));
+    let before = started(&lab).await;
+    let writer = lab.writer().await;
+    writer.progress(20).await;
+    set_connections(&lab, 120).await;
+    let said = lab.ctl(&["restart", "-y"]).await;
+    assert!(said.contains("PostgreSQL of 3 keepers was restarted"), "{said}");
+    all_have(&lab, 120).await;
+    let new = lab.master().await;
+    assert_ne!(new, old, "the master moved");
+    let after = started(&lab).await;
+    assert!((0..3).all(|keeper| after[keeper] > before[keeper] && after[keeper] <= after[old]), "{before:?} {after:?}");
+    writer.progress(20).await;
+    // What gets lower is restarted at the master first, where it is.
+    set_connections(&lab, 110).await;
+    let said = lab.ctl(&["restart", "-y"]).await;
+    assert!(said.contains("PostgreSQL of 3 keepers was restarted"), "{said}");
+    all_have(&lab, 110).await;
+    let last = started(&lab).await;
+    assert!((0..3).all(|keeper| last[keeper] > after[keeper] && last[keeper] >= last[new]), "{after:?} {last:?}");
+    assert_eq!(lab.master().await, new);
+    writer.progress(20).await;
+    writer.finish().await.check(&lab.proxy(0).pg).await;
+}
+
+#[tokio::test]
+async fn automatic_restarts_come_one_after_the_other() {
+    let lab = lab().keepers(3).synchronous(1, 1).up().await;
+    lab.ready().await;
+    let master = lab.master().await;
+    let before = started(&lab).await;
+    set_connections(&lab, 120).await;
+    all_have(&lab, 120).await;
+    let after = started(&lab).await;
+    assert!(
+        (0..3).all(|keeper| after[keeper] > before[keeper] && after[keeper] <= after[master]),
+        "{before:?} {after:?}"
+    );
+    let log = lab.sentinel(0).log();
+    assert_eq!(log.matches("is restarted by keeper").count(), 3, "the sentinel told them: {log}");
+    lab.ready().await;
+    assert_eq!(lab.master().await, master);
 }
 
 #[tokio::test]

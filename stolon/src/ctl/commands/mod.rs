@@ -6,6 +6,7 @@ pub mod failkeeper;
 pub mod init;
 pub mod promote;
 pub mod removekeeper;
+pub mod restart;
 pub mod setkeeperpriority;
 pub mod spec;
 pub mod status;
@@ -48,6 +49,7 @@ pub async fn run(args: CtlArgs) -> anyhow::Result<()> {
                     setkeeperpriority::run(&store, &keys, &args.uid, args.priority).await?;
                 }
                 Command::Switchover(args) => switchover::command(&store, &keys, &args).await?,
+                Command::Restart(args) => restart::command(&store, &keys, &args).await?,
                 Command::Elect(args) => elect::command(&store, &keys, &args).await?,
                 Command::Promote(args) => promote::command(&store, &keys, &args).await?,
                 Command::Clusterdata(command) => clusterdata::command(&store, &keys, &command).await?,

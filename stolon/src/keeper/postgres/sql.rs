@@ -299,6 +299,15 @@ impl Session {
         Ok(self.within("read a parameter", self.client.query_one(&sql, &[])).await?.get(0))
     }
 
+    /// When this session has read the configuration.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn configured_at(&self) -> Result<String> {
+        const SQL: &str = "SELECT pg_conf_load_time()::text";
+        Ok(self.within("ask when the configuration was read", self.client.query_one(SQL, &[])).await?.get(0))
+    }
+
     /// The checkpointer; `None` while there is none.
     ///
     /// # Errors
@@ -331,18 +340,19 @@ impl Session {
         Ok(self.within("check pg_hba.conf", self.client.query_one(SQL, &[])).await?.get(0))
     }
 
-    /// Names of parameters that wait for a restart.
+    /// Names of parameters that wait for a restart, and of each whether it may get lower than what a standby of this
+    /// instance must have: a standby does not start with less than its primary has, so the primary goes first.
     ///
     /// # Errors
     /// The query fails.
-    pub async fn pending_restart(&self) -> Result<Vec<String>> {
-        let query = self.client.query("SELECT name FROM pg_settings WHERE pending_restart ORDER BY 1", &[]);
-        Ok(self
-            .within("look for parameters that wait for a restart", query)
-            .await?
-            .iter()
-            .map(|row| row.get(0))
-            .collect())
+    pub async fn pending_restart(&self) -> Result<Vec<(String, bool)>> {
+        const SQL: &str = "SELECT s.name, CASE WHEN s.name IN ('max_connections', 'max_worker_processes', \
+            'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction') THEN coalesce((SELECT \
+            CASE WHEN f.setting ~ '^[0-9]{1,9}$' THEN f.setting::bigint < s.setting::bigint ELSE true END \
+            FROM pg_file_settings f WHERE f.name = s.name ORDER BY f.seqno DESC LIMIT 1), true) ELSE false END \
+            FROM pg_settings s WHERE s.pending_restart ORDER BY 1";
+        let rows = self.within("look for parameters that wait for a restart", self.client.query(SQL, &[])).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Asks a standby to become primary; does not wait for it.

@@ -118,6 +118,10 @@ impl Planner<'_> {
         self.delete_followers_of_nobody(old, new);
         self.forget_switch();
         self.renew_preference(new);
+        if let Some(keeper) = self.db(old).map(|db| db.spec.keeper_uid.clone()) {
+            // Whether it was stopped for the switch, or failed: it is started anew.
+            self.note_restarted(&keeper);
+        }
         self.say(Reason::NewMaster { from: old.clone(), to: new.clone(), keeper });
     }
 

@@ -28,6 +28,7 @@ pub struct Memory {
     /// The change time of the stored document, and when it was first seen.
     pub(super) document: (GoTime, Duration),
     pub(super) switch: super::switch::SwitchMemory,
+    pub(super) restart: super::restart::RestartMemory,
     /// The master's server may be gone: its keeper is being asked.
     pub(super) suspicion: Option<super::suspicion::Suspicion>,
     /// A keeper that is given up although its lease has not ended, and the last record it wrote: the next one clears it.

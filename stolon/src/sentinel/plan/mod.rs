@@ -9,7 +9,7 @@
 //! 2. `status`: health of keepers and dbs; `proxies`: which proxies live.
 //! 3. `initializing` makes the first master; `normal` keeps one: `election` replaces a dead one, `switch` moves
 //!    it to a keeper with higher priority, or to the one
-//!    that an operator named (`operation`), without losing a commit, `proxies` fences, `housekeeping` and `sync`
+//!    that an operator named (`operation`), without losing a commit, `restart` restarts instances in order, `proxies` fences, `housekeeping` and `sync`
 //!    look after the standbys.
 //! 4. `finish` copies the specification into every db and counts generations.
 
@@ -26,6 +26,7 @@ mod operation;
 mod order;
 mod proxies;
 mod reason;
+mod restart;
 mod status;
 mod suspicion;
 mod switch;

@@ -16,6 +16,7 @@ impl Planner<'_> {
         self.remove_dead_keepers();
         let master = self.data.cluster.status.master.clone();
         self.take_request(&master);
+        self.hold_restarts();
         let switching = match self.master_failure(&master) {
             Some(why) => {
                 self.say(Reason::MasterFailed(master.clone(), why));
@@ -26,7 +27,8 @@ impl Planner<'_> {
             }
             None => {
                 self.refuse_force(&master);
-                self.switch_cleanly(&master)
+                let restarts = self.restart_in_order(&master);
+                self.switch_cleanly(&master, &restarts)
             }
         };
         match switching {

@@ -44,7 +44,7 @@ impl Planner<'_> {
         self.request = Some(request.clone());
         match &request.action {
             None => self.end_request(Phase::Failed, "this sentinel does not know what is asked for; update it"),
-            Some(Action::Elect(_)) => {}
+            Some(Action::Elect(_) | Action::Restart(_)) => {}
             Some(Action::Switchover(keeper)) => match self.refusal(keeper, master) {
                 Some(why) => self.end_request(Phase::Failed, &why),
                 None => self.favourite = Some(keeper.clone()),
@@ -90,7 +90,7 @@ impl Planner<'_> {
     pub(super) fn switchover_to(&self) -> Option<&KeeperUid> {
         match self.request.as_ref()?.action.as_ref()? {
             Action::Switchover(keeper) => Some(keeper),
-            Action::Elect(_) => None,
+            Action::Elect(_) | Action::Restart(_) => None,
         }
     }
 
@@ -135,8 +135,19 @@ impl Planner<'_> {
         self.notes.progress = Some(progress);
     }
 
+    /// The request's progress as it is to be stored.
+    pub(super) fn progress_now(&self) -> Option<&Progress> {
+        let id = &self.request.as_ref()?.id;
+        let progress = self.notes.progress.as_ref().or(self.observed.progress.as_ref());
+        progress.filter(|progress| progress.id == *id)
+    }
+
     /// `new` was appointed: whom does that make the favourite.
     pub(super) fn renew_preference(&mut self, new: &DbUid) {
+        // Moved for a restart, it may go back afterwards.
+        if self.is_restart_asked() {
+            return;
+        }
         let Some(keeper) = self.db(new).map(|db| db.spec.keeper_uid.clone()) else { return };
         if self.switchover_to() == Some(&keeper) {
             let priority = |uid: &KeeperUid| self.data.keepers.get(uid).map_or(0, |keeper| keeper.spec.priority);
@@ -162,7 +173,7 @@ impl Planner<'_> {
     /// Ends a request whose keeper is master and in service.
     pub(super) fn finish_request(&mut self) {
         let Some(action) = self.request.as_ref().and_then(|request| request.action.clone()) else { return };
-        let (Action::Switchover(keeper) | Action::Elect(keeper)) = action;
+        let (Action::Switchover(keeper) | Action::Elect(keeper)) = action else { return };
         let master = &self.data.cluster.status.master;
         if self.db(master).is_none_or(|db| db.spec.keeper_uid != keeper) {
             return;
@@ -178,7 +189,7 @@ impl Planner<'_> {
     fn elect_wanted(&self) -> Option<KeeperUid> {
         match self.request.as_ref()?.action.as_ref()? {
             Action::Elect(keeper) => Some(keeper.clone()),
-            Action::Switchover(_) => None,
+            Action::Switchover(_) | Action::Restart(_) => None,
         }
     }
 

@@ -133,6 +133,12 @@ pub enum Reason {
         /// What went wrong.
         why: String,
     },
+    /// PostgreSQL is restarted.
+    #[error("PostgreSQL of db \"{0}\" is restarted by keeper \"{1}\"")]
+    Restarting(DbUid, KeeperUid),
+    /// The next restart has to wait.
+    #[error("the next restart of PostgreSQL waits: {0}")]
+    RestartWaits(String),
     /// An operator has a db elected that may lack acknowledged commits.
     #[error(
         "db \"{to}\" of keeper \"{keeper}\" is elected although it may lack acknowledged commits, as {by} wishes; the \
@@ -224,6 +230,8 @@ impl Reason {
             Reason::SwitchHandOver(_) => "switch_wait_for_stop",
             Reason::SwitchCatchUp(..) => "switch_wait_for_candidate",
             Reason::SwitchAbandoned { .. } => "switch_abandoned",
+            Reason::Restarting(..) => "restart",
+            Reason::RestartWaits(_) => "restart_waits",
             Reason::ForcedElection { .. } => "forced_election",
             Reason::RequestDone { .. } => "request_done",
             Reason::RequestFailed { .. } => "request_failed",
@@ -253,6 +261,7 @@ impl Reason {
                 | Reason::SwitchCheckpoint(_)
                 | Reason::SwitchMasterPosition(_)
                 | Reason::SwitchHandOver(_)
+                | Reason::RestartWaits(_)
                 | Reason::SwitchCatchUp(..)
                 | Reason::SyncWait(..)
         )

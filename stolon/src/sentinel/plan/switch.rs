@@ -16,6 +16,7 @@
 
 use super::memory::{info_of, state_of};
 use super::reason::list;
+use super::restart::Restarts;
 use super::{Planner, Reason, mix};
 use model::DbUid;
 use model::stolon::ext::{Phase, Work};
@@ -121,7 +122,7 @@ impl Planner<'_> {
     }
 
     /// The next step of a switch, or the beginning of one.
-    pub(super) fn switch_cleanly(&mut self, master: &DbUid) -> Switching {
+    pub(super) fn switch_cleanly(&mut self, master: &DbUid, restarts: &Restarts) -> Switching {
         if let Some(switch) = self.memory.switch.running.take() {
             let proxy = &self.data.proxy;
             if switch.from == *master
@@ -134,7 +135,12 @@ impl Planner<'_> {
                 return self.advance(switch);
             }
         }
-        let to = if self.switchover_to().is_some() { self.asked_for(master) } else { self.preferred_for_long(master) };
+        let to = match restarts {
+            Restarts::MoveTo(to) => Some(to.clone()),
+            Restarts::Going => None,
+            Restarts::None if self.switchover_to().is_some() => self.asked_for(master),
+            Restarts::None => self.preferred_for_long(master),
+        };
         let preparing = self.memory.switch.preparing.take();
         let Some(to) = to else { return Switching::None };
         if !self.is_prepared(master, &to, preparing) {
@@ -220,8 +226,12 @@ impl Planner<'_> {
         (self.passed(self.memory.switch.failures.1, Duration::ZERO) && patient).then_some(to)
     }
 
+    pub(super) fn is_switching(&self) -> bool {
+        self.memory.switch.running.is_some()
+    }
+
     /// Nothing else is going on with the master.
-    fn is_settled(&self, master: &DbUid) -> bool {
+    pub(super) fn is_settled(&self, master: &DbUid) -> bool {
         self.data.proxy.spec.master_db_uid == *master
             && self.db(master).is_some_and(|db| db.converged() && self.reporting(db))
             && self.unconfirmed().is_empty()

@@ -5,6 +5,7 @@ mod failover;
 mod housekeeping;
 mod operation;
 mod properties;
+mod restart;
 mod standby;
 mod suspicion;
 mod sync;

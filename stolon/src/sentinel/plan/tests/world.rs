@@ -209,7 +209,7 @@ impl World {
         let in_sync: Vec<DbUid> = in_sync.into_iter().filter(alive).collect();
         let (_, timeline, history) = self.timelines[uid].clone();
         let follow = db.spec.follow_config.as_ref().filter(|_| db.spec.role == Some(Role::Standby));
-        let upstream = follow.map(|follow| Upstream { db: follow.db_uid.clone(), refused: false });
+        let upstream = follow.map(|follow| Upstream { db: follow.db_uid.clone(), refused: false, receiving: true });
         let state = PostgresState {
             uid: db.uid.clone(),
             generation: db.generation,
@@ -257,7 +257,7 @@ impl World {
         if let Some(Some(info)) = self.observed.keepers.get_mut(keeper)
             && let Some(upstream) = &mut info.upstream
         {
-            upstream.refused = true;
+            (upstream.refused, upstream.receiving) = (true, false);
             info.info_uid = record;
         }
     }
