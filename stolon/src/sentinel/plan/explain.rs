@@ -115,7 +115,9 @@ impl Planner<'_> {
                 }
             }
         }
-        if !anybody {
+        if !anybody && self.data.keepers.len() == 1 {
+            findings.push(fact("no_standby", "the cluster has one keeper: there is no standby that could replace it"));
+        } else if !anybody {
             let kind = if synchronous { "a synchronous standby" } else { "a good standby" };
             findings.push(problem(
                 "nobody_eligible",

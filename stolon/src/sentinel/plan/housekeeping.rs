@@ -40,8 +40,23 @@ impl Planner<'_> {
                 self.delete(&uid, "its data is no copy of the master's");
             } else if !self.can_sync(&uid, master) {
                 self.delete(&uid, "the master has removed WAL that it needs");
+            } else if self.is_long_dead(&uid) && !self.is_waited_for(&uid, master) {
+                // Its slot keeps WAL on the master's disk for as long as the db is there.
+                self.delete(&uid, "its keeper is dead for longer than the dead keeper removal interval");
             }
         }
+    }
+
+    fn is_long_dead(&self, uid: &DbUid) -> bool {
+        let keeper = self.db(uid).and_then(|db| self.keeper_of(db));
+        keeper.is_some_and(|keeper| self.is_to_be_removed(keeper))
+    }
+
+    /// Commits wait for it, or it may hold some that nobody else does.
+    fn is_waited_for(&self, uid: &DbUid, master: &DbUid) -> bool {
+        let Some(master) = self.db(master) else { return true };
+        let (wanted, known) = (&master.spec.synchronous_standbys, &master.status.synchronous_standbys);
+        wanted.iter().chain(known).flatten().any(|member| member == uid)
     }
 
     /// Removes standbys in excess, or adds some. Those that are being made count, or each turn would add more.

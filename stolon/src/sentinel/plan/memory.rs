@@ -29,6 +29,8 @@ pub struct Memory {
     pub(super) document: (GoTime, Duration),
     pub(super) switch: super::switch::SwitchMemory,
     pub(super) restart: super::restart::RestartMemory,
+    /// Standbys were asked for their positions.
+    pub(super) asked: Option<super::positions::Asked>,
     /// The master's server may be gone: its keeper is being asked.
     pub(super) suspicion: Option<super::suspicion::Suspicion>,
     /// A keeper that is given up although its lease has not ended, and the last record it wrote: the next one clears it.

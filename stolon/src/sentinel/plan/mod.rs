@@ -24,6 +24,7 @@ mod normal;
 mod obstacle;
 mod operation;
 mod order;
+mod positions;
 mod proxies;
 mod reason;
 mod restart;

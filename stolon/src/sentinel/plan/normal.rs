@@ -4,7 +4,7 @@ use super::judge::Convergence;
 use super::memory::{Freshness, state_of};
 use super::switch::Switching;
 use super::{Planner, Reason};
-use model::stolon::{ClusterRole, FollowType, Role};
+use model::stolon::{ClusterRole, FollowType, Keeper, Role};
 use model::{DbUid, KeeperUid};
 use std::time::Duration;
 
@@ -21,11 +21,13 @@ impl Planner<'_> {
             Some(why) => {
                 self.say(Reason::MasterFailed(master.clone(), why));
                 self.forget_switch();
-                let new = self.elect(&master);
-                let new = new.or_else(|| self.elect_by_force(&master));
+                let known = self.knows_positions(&master);
+                let new = if known { self.elect(&master) } else { None };
+                let new = if known { new.or_else(|| self.elect_by_force(&master)) } else { None };
                 new.map_or(Switching::None, Switching::Appoint)
             }
             None => {
+                self.memory.asked = None;
                 self.refuse_force(&master);
                 let restarts = self.restart_in_order(&master);
                 self.switch_cleanly(&master, &restarts)
@@ -44,20 +46,23 @@ impl Planner<'_> {
     }
 
     fn remove_dead_keepers(&mut self) {
-        let limit = self.spec.dead_keeper_removal_interval.to_std();
         let busy: Vec<KeeperUid> = self.data.dbs.values().map(|db| db.spec.keeper_uid.clone()).collect();
-        let now = self.now.wall.utc();
-        let dead = |last: chrono::DateTime<chrono::Utc>| (now - last).to_std().is_ok_and(|silence| silence > limit);
         let keepers = self.data.keepers.values();
         let gone: Vec<KeeperUid> = keepers
-            .filter(|keeper| !keeper.status.healthy && !busy.contains(&keeper.uid))
-            .filter(|keeper| dead(keeper.status.last_healthy_time.utc()))
+            .filter(|keeper| !busy.contains(&keeper.uid) && self.is_to_be_removed(keeper))
             .map(|keeper| keeper.uid.clone())
             .collect();
         for uid in gone {
             self.data.keepers.remove(&uid);
             self.say(Reason::KeeperRemoved(uid));
         }
+    }
+
+    /// It was dead for longer than the dead keeper removal interval.
+    pub(super) fn is_to_be_removed(&self, keeper: &Keeper) -> bool {
+        let limit = self.spec.dead_keeper_removal_interval.to_std();
+        let silence = self.now.wall.utc() - keeper.status.last_healthy_time.utc();
+        !keeper.status.healthy && silence.to_std().is_ok_and(|silence| silence > limit)
     }
 
     fn master_failure(&mut self, master: &DbUid) -> Option<String> {

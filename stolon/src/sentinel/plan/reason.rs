@@ -74,6 +74,9 @@ pub enum Reason {
     /// The master is to be replaced.
     #[error("master db \"{0}\" failed: {1}")]
     MasterFailed(DbUid, String),
+    /// Standbys are asked for the positions they have now.
+    #[error("asking the standbys of db \"{0}\" for their positions")]
+    WaitForPositions(DbUid),
     /// Nobody may replace the master.
     #[error("no standby may replace master db \"{0}\": {1}")]
     NoCandidate(DbUid, String),
@@ -216,6 +219,7 @@ impl Reason {
             Reason::FirstMasterFailed(_) => "first_master_failed",
             Reason::Initialized(_) => "initialized",
             Reason::MasterFailed(..) => "master_failed",
+            Reason::WaitForPositions(_) => "wait_for_positions",
             Reason::NoCandidate(..) => "no_candidate",
             Reason::NewMaster { .. } => "new_master",
             Reason::ProxiesClosed => "proxies_closed",
@@ -260,6 +264,7 @@ impl Reason {
                 | Reason::ProxiesEnabled(_)
                 | Reason::SwitchCheckpoint(_)
                 | Reason::SwitchMasterPosition(_)
+                | Reason::WaitForPositions(_)
                 | Reason::SwitchHandOver(_)
                 | Reason::RestartWaits(_)
                 | Reason::SwitchCatchUp(..)

@@ -4,6 +4,7 @@ use super::world::World;
 use crate::sentinel::plan::Reason;
 use model::stolon::{ClusterPhase, DbInitMode, Role};
 use serde_json::json;
+use std::time::Duration;
 
 const FAST: &str = r#"{"initMode":"new","failInterval":"5s","sleepInterval":"1s"}"#;
 
@@ -558,4 +559,46 @@ fn a_successor_that_dies_before_it_is_ready_is_replaced_by_another_holder() {
     assert_eq!(world.master(), "k3");
     world.settle();
     assert_eq!(world.proxied(), Some("k3"));
+}
+
+#[test]
+fn standbys_are_asked_for_the_positions_they_have_now() {
+    let spec = json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","usePgrewind":true});
+    let lost = || {
+        let mut world = World::running(spec.clone(), 3);
+        world.modern();
+        world.settle();
+        // As last told, k2 is ahead; in truth k3 is.
+        world.set_position("k2", 6000);
+        world.set_position("k3", 5000);
+        world.plan();
+        world.kill("k1");
+        world.pass(1);
+        world.plan();
+        assert_eq!(world.master(), "k1");
+        assert!(world.said(|r| matches!(r, Reason::WaitForPositions(_))));
+        world.set_position("k3", 7000);
+        world.keeper_works("k3");
+        world
+    };
+    let mut world = lost();
+    world.plan();
+    assert_eq!(world.master(), "k1", "k2 has not answered");
+    world.keeper_works("k2");
+    world.plan();
+    assert_eq!(world.master(), "k3");
+    world.settle();
+    assert_eq!(world.proxied(), Some("k3"));
+    // One that does not answer is not waited for.
+    let mut world = lost();
+    world.clock += Duration::from_millis(500);
+    world.plan();
+    assert_eq!(world.master(), "k3");
+    // An operator's word counts at once, and for one check only.
+    let mut world = World::running(spec, 3);
+    world.modern();
+    world.settle();
+    world.data.keepers.get_mut("k1").unwrap().status.force_fail = true;
+    world.plan();
+    assert_ne!(world.master(), "k1");
 }

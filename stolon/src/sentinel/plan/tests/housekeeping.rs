@@ -194,3 +194,28 @@ fn inconsistent_data_is_left_alone() {
         }
     }
 }
+
+#[test]
+fn a_standby_that_is_dead_for_long_keeps_no_wal() {
+    for synchronous in [false, true] {
+        let mut world = World::running(
+            json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","usePgrewind":true,
+                "synchronousReplication":synchronous,"deadKeeperRemovalInterval":"1h"}),
+            3,
+        );
+        let waited = world.db("k1").spec.synchronous_standbys.clone().unwrap_or_default();
+        let dead = if waited.contains(&world.uid("k2")) { "k3" } else { "k2" };
+        world.kill(dead);
+        world.pass(3599);
+        world.settle();
+        assert_eq!((world.data.dbs.len(), world.db("k1").spec.followers.len()), (3, 2));
+        world.pass(10);
+        world.settle();
+        assert_eq!((world.data.dbs.len(), world.db("k1").spec.followers.len()), (2, 1), "its slot goes with its db");
+        world.start_keeper(dead);
+        world.settle();
+        world.pass(1);
+        world.settle();
+        assert_eq!(world.data.dbs.len(), 3, "it comes back with a copy made anew");
+    }
+}

@@ -333,6 +333,8 @@ fn a_master_that_is_slow_to_stop_is_not_replaced_by_one_that_may_lack_commits() 
         for _ in 0..10 {
             world.pass(1);
             world.plan();
+            world.keeper_works("k2");
+            world.keeper_works("k3");
         }
         assert_ne!(world.master(), "k1");
     }
