@@ -3,9 +3,13 @@
 //! A full disk must not keep the keeper from writing down what it does: its own files are small but must not be lost. So a
 //! few MiB are set aside while there is room, and given back when there is none. PostgreSQL itself gets on by itself as
 //! soon as somebody makes room: it is started again and again.
+//!
+//! Copies that were replaced are kept in trash only while there is room for them.
 
 use super::datadir::write_file;
 use super::error::KeeperError;
+use super::probe::Probed;
+use super::trash;
 use model::stolon::Problem;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -41,7 +45,7 @@ pub struct Disk {
 }
 
 /// Looks again and again; ends when nobody listens. `root` is the keeper's directory.
-pub async fn run(root: PathBuf, results: watch::Sender<Disk>) {
+pub async fn run(root: PathBuf, results: watch::Sender<Disk>, probed: watch::Receiver<Probed>) {
     let mut failures = 0;
     let mut pause = Duration::ZERO;
     loop {
@@ -63,8 +67,22 @@ pub async fn run(root: PathBuf, results: watch::Sender<Disk>) {
             }
         };
         tell(&results, judge(seen, &mut failures));
+        let complete = complete_system(&probed.borrow());
+        if let Some(system_id) = complete {
+            let root = root.clone();
+            // A copy may be large: beside the looks, so that they don't seem to hang.
+            let pruning = tokio::task::spawn_blocking(move || trash::make_room(&root, system_id, || is_low(&root)));
+            if let Ok(Err(error)) = pruning.await {
+                warn!(%error, "replaced copies stay in trash although room is low");
+            }
+        }
         pause = if results.borrow().problem.is_some() || failures > 0 { TROUBLE } else { CALM };
     }
+}
+
+/// The system of an instance here that runs: it is complete, or it would let nobody in.
+fn complete_system(probed: &Probed) -> Option<u64> {
+    if !probed.healthy { None } else { probed.snapshot.system_id.parse().ok() }
 }
 
 type Seen = Option<(&'static str, String)>;
@@ -129,6 +147,19 @@ fn full(path: &Path) -> (&'static str, String) {
 
 fn broken(path: &Path, why: &str) -> (&'static str, String) {
     (Problem::FILE_SYSTEM, format!("files in {} can't be written and read: {why}", path.display()))
+}
+
+/// Less than an eighth is low, but not what is plenty for any server.
+const PLENTY: u64 = 16 << 30;
+
+/// The file system of the keeper's directory, or of its WAL, has little room left.
+fn is_low(root: &Path) -> bool {
+    [root, &root.join("postgres/pg_wal")].into_iter().any(|path| {
+        statvfs(path).is_ok_and(|stat| {
+            let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+            bytes(stat.blocks_available()) < (bytes(stat.blocks()) / 8).min(PLENTY)
+        })
+    })
 }
 
 /// Free bytes for us.

@@ -202,7 +202,7 @@ impl Tasks {
             lost: wake.clone(),
         };
         let (disk_results, disk) = watch::channel(Disk::default());
-        let looking = tokio::spawn(disk::run(dir.root().to_owned(), disk_results.clone()));
+        let looking = tokio::spawn(disk::run(dir.root().to_owned(), disk_results.clone(), probed.clone()));
         let (upstream_sender, upstream) = watch::channel(None);
         let upstream_watch =
             UpstreamWatch { watched: probe.watched.clone(), probed: probed.clone(), results: upstream_sender };

@@ -1,11 +1,12 @@
 //! Where data goes instead of being deleted: `trash/<UTC time>-<reason>` in the keeper's directory.
 //!
 //! Only what this keeper itself began to make and never finished is deleted outright. What an operator has to fear
-//! losing is moved, which costs nothing; but as each resync moves a whole copy, only the last ones of those are kept.
+//! losing is moved, which costs nothing; but as each resync moves a whole copy, only the last ones of those are kept, and
+//! only while there is room.
 
 use super::datadir::make_private_dir;
 use super::error::{KeeperError, Result, io};
-use super::postgres::process;
+use super::postgres::{control, process};
 use super::waldir;
 use chrono::{DateTime, Utc};
 use std::os::unix::fs::MetadataExt as _;
@@ -14,6 +15,8 @@ use tracing::warn;
 
 /// Entries with this reason are copies that the cluster had decided to replace, so old ones may go.
 pub(super) const RESYNC: &str = "resync";
+/// What is being deleted begins with this.
+const DELETING: &str = ".deleting-";
 /// How many of them stay: the copy that was replaced last, and one more for a mistake that is noticed late.
 pub(super) const KEEP_RESYNC: usize = 2;
 
@@ -60,7 +63,7 @@ pub(super) fn delete_garbage(directory: &Path) -> Result<()> {
     }
 }
 
-/// Deletes a directory of the keeper's own that never holds data.
+/// Deletes a directory of the keeper's own that nobody needs.
 ///
 /// # Errors
 /// It can't be deleted.
@@ -76,16 +79,57 @@ pub(super) fn delete_scratch(directory: &Path) -> Result<()> {
 /// # Errors
 /// One can't be deleted.
 pub(super) fn prune(root: &Path, keep: usize) -> Result<()> {
-    let entries = std::fs::read_dir(root.join("trash")).into_iter().flatten().flatten();
-    let mut names: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_replaced_copy(path)).collect();
-    // The time in the name sorts.
-    names.sort();
-    for old in &names[..names.len().saturating_sub(keep)] {
-        warn!(directory = %old.display(), "deleting an old replaced copy from trash");
-        waldir::remove_of(old);
-        io(std::fs::remove_dir_all(old), "delete", old)?;
+    finish_deleting(root);
+    let copies = replaced_copies(root);
+    copies[..copies.len().saturating_sub(keep)].iter().try_for_each(|old| delete_copy(old))
+}
+
+/// Deletes replaced copies of a system, the oldest first, while room is `wanted`. The caller knows an instance of that
+/// system that is complete. What belongs to another system, or to none that can be told, may be the last copy and stays.
+///
+/// # Errors
+/// One can't be deleted.
+pub(super) fn make_room(root: &Path, system_id: u64, wanted: impl Fn() -> bool) -> Result<()> {
+    finish_deleting(root);
+    for copy in replaced_copies(root) {
+        if !wanted() {
+            break;
+        }
+        if control::read(&copy).is_some_and(|control| control.system_id == system_id) {
+            delete_copy(&copy)?;
+        }
     }
     Ok(())
+}
+
+/// Under another name: half of a copy could no longer be told from anything else.
+fn delete_copy(copy: &Path) -> Result<()> {
+    warn!(directory = %copy.display(), "deleting an old replaced copy from trash");
+    let name = copy.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let doomed = copy.with_file_name(format!("{DELETING}{name}"));
+    io(std::fs::rename(copy, &doomed), "rename", copy)?;
+    waldir::remove_of(&doomed);
+    delete_scratch(&doomed)
+}
+
+/// Goes on where a keeper was killed in the middle.
+fn finish_deleting(root: &Path) {
+    let entries = std::fs::read_dir(root.join("trash")).into_iter().flatten().flatten();
+    for doomed in entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(DELETING))) {
+        waldir::remove_of(&doomed.path());
+        if let Err(error) = delete_scratch(&doomed.path()) {
+            warn!(%error, "a part of an old replaced copy stays in trash");
+        }
+    }
+}
+
+/// Oldest first.
+fn replaced_copies(root: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root.join("trash")).into_iter().flatten().flatten();
+    let mut copies: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_replaced_copy(path)).collect();
+    // The time in the name sorts.
+    copies.sort();
+    copies
 }
 
 fn is_replaced_copy(path: &Path) -> bool {
@@ -186,5 +230,42 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, &data).unwrap();
         assert!(move_away(root.path(), &data, "x", Utc::now()).is_err() && delete_garbage(&data).is_err());
         assert!(elsewhere.join("x").exists());
+    }
+
+    #[test]
+    fn room_is_made_by_replaced_copies_of_the_same_system_only() {
+        let root = tempfile::tempdir().unwrap();
+        let copy = |name: &str, system_id: Option<u64>| {
+            let copy = root.path().join("trash").join(name);
+            std::fs::create_dir_all(copy.join("global")).unwrap();
+            let mut control = vec![0; 8192];
+            control[..8].copy_from_slice(&system_id.unwrap_or_default().to_ne_bytes());
+            control[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
+            control[16] = 1;
+            control[48] = 1;
+            if system_id.is_some() {
+                std::fs::write(copy.join("global/pg_control"), control).unwrap();
+            }
+        };
+        let all = ["20260101T000000.000Z-resync", "20260102T000000.000Z-resync", "20260103T000000.000Z-resync"];
+        for (name, system_id) in [(all[0], Some(7)), (all[1], Some(8)), (all[2], Some(7))] {
+            copy(name, system_id);
+        }
+        copy("20260101T000000.000Z-init", Some(7));
+        copy("20260104T000000.000Z-resync", None);
+        copy(".deleting-20250101T000000.000Z-resync", None);
+        make_room(root.path(), 7, || false).unwrap();
+        assert_eq!(names(root.path()).len(), 5, "what was begun is finished, and no more is needed");
+        let calls = std::cell::Cell::new(0);
+        let once = || calls.replace(calls.get() + 1) == 0;
+        make_room(root.path(), 7, once).unwrap();
+        assert!(!names(root.path()).contains(&all[0].to_owned()), "the oldest first");
+        make_room(root.path(), 7, || true).unwrap();
+        assert_eq!(
+            names(root.path()),
+            ["20260101T000000.000Z-init", all[1], "20260104T000000.000Z-resync"],
+            "another system's and what is no replaced copy stay"
+        );
+        make_room(&root.path().join("missing"), 7, || true).unwrap();
     }
 }

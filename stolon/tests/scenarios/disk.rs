@@ -3,11 +3,11 @@
 use crate::lab;
 use model::stolon::Problem;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::unistd::{User, geteuid};
+use nix::unistd::{User, chown, geteuid};
 use serde_json::json;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use testkit::stolon::{Lab, eventually};
+use testkit::stolon::{Keeper, Lab, eventually};
 
 /// A small file system in memory.
 struct SmallDisk(PathBuf);
@@ -37,6 +37,19 @@ impl Drop for SmallDisk {
     }
 }
 
+/// As if a resync had replaced a copy.
+fn replaced_copy(keeper: &Keeper) -> PathBuf {
+    let copy = keeper.root().join("trash/20260101T000000.000Z-resync");
+    let global = copy.join("global");
+    std::fs::create_dir_all(&global).unwrap();
+    std::fs::copy(keeper.pgdata().join("global/pg_control"), global.join("pg_control")).unwrap();
+    let user = User::from_name("postgres").unwrap().unwrap();
+    for path in [copy.parent().unwrap(), &copy, &global, &global.join("pg_control")] {
+        chown(path, Some(user.uid), Some(user.gid)).unwrap();
+    }
+    copy
+}
+
 async fn is_told(lab: &Lab) -> bool {
     let info = lab.info(0).await;
     info.is_some_and(|info| info.problems.iter().any(|problem| problem.code == Problem::DISK_FULL))
@@ -57,7 +70,9 @@ async fn a_full_disk_is_told_loses_nothing_and_is_recovered_from() {
     let writer = lab.writer().await;
     writer.progress(50).await;
     eventually("room is set aside", async || lab.keeper(0).root().join("reserve").exists()).await;
+    let replaced = replaced_copy(lab.keeper(0));
     let ballast = disk.fill();
+    eventually("a replaced copy makes room", async || !replaced.exists()).await;
     eventually("the full disk is told", async || is_told(&lab).await).await;
     // A bulk load needs WAL that does not fit: PostgreSQL ends, and can't come back.
     let _ =
