@@ -48,6 +48,25 @@ pub struct DbState {
     /// The timeline that the cluster data had last for it as a primary. A newer one the cluster was never told of.
     #[serde(rename = "AnnouncedTimeline", skip_serializing_if = "Option::is_none")]
     pub announced: Option<u64>,
+    /// The data is being rewound, or was and has not followed yet. Go takes it for what [`Self::initializing`] says.
+    #[serde(rename = "Rewinding", skip_serializing_if = "Option::is_none")]
+    pub rewinding: Option<Rewinding>,
+}
+
+/// A rewind that was begun. Until it is done PostgreSQL must not start in the data, and it can only be done again with
+/// the same source: blocks that came from one primary may never have happened for another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rewinding {
+    /// The source's db.
+    #[serde(rename = "Source")]
+    pub source: DbUid,
+    /// The timeline that the source was writing.
+    #[serde(rename = "Timeline")]
+    pub timeline: u64,
+    /// pg_rewind succeeded, and its work is durable.
+    #[serde(rename = "Done")]
+    pub done: bool,
 }
 
 /// `restorestate`: how far the restore of a backup has come, so that a keeper that was killed goes on instead of
@@ -275,6 +294,11 @@ mod tests {
         let state: DbState = parse(text.as_bytes()).unwrap();
         assert_eq!((state.uid.as_str(), state.generation), ("ab", 3));
         assert_eq!(serde_json::to_string(&state).unwrap(), text);
+        let mut rewinding = DbState { initializing: true, ..state.clone() };
+        rewinding.rewinding = Some(Rewinding { source: "m".into(), timeline: 2, done: false });
+        let text = serde_json::to_string(&rewinding).unwrap();
+        assert!(text.ends_with(r#""Rewinding":{"Source":"m","Timeline":2,"Done":false}}"#), "{text}");
+        assert_eq!(parse::<DbState>(text.as_bytes()).unwrap(), rewinding);
         let none = r#"{"UID":"","Generation":0,"Initializing":false,"InitPGParameters":null}"#;
         assert_eq!(serde_json::to_string(&DbState::default()).unwrap(), none);
         let keeper: KeeperState = parse(br#"{"UID":"k1","ClusterUID":"c"}"#).unwrap();

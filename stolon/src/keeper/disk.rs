@@ -153,7 +153,7 @@ fn broken(path: &Path, why: &str) -> (&'static str, String) {
 const PLENTY: u64 = 16 << 30;
 
 /// The file system of the keeper's directory, or of its WAL, has little room left.
-fn is_low(root: &Path) -> bool {
+pub(super) fn is_low(root: &Path) -> bool {
     [root, &root.join("postgres/pg_wal")].into_iter().any(|path| {
         statvfs(path).is_ok_and(|stat| {
             let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
@@ -163,7 +163,7 @@ fn is_low(root: &Path) -> bool {
 }
 
 /// Free bytes for us.
-fn room(path: &Path) -> std::io::Result<u64> {
+pub(super) fn room(path: &Path) -> std::io::Result<u64> {
     let stat = statvfs(path)?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }

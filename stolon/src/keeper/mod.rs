@@ -29,6 +29,7 @@ pub mod publish;
 mod report;
 mod restore;
 mod resync;
+mod rewind;
 mod trash;
 pub mod upstream;
 mod waldir;

@@ -105,13 +105,26 @@ impl Context<'_> {
         let attempt = match self.local.data {
             Data::Present { control, standby, .. }
                 if self.db.spec.use_pgrewind
-                    // An interrupted change of the files can't be taken up again.
-                    && !self.local.state.initializing
                     && master.is_some()
                     && control.system_id.to_string() == followed.status.system_id =>
             {
-                // Where nobody writes, a standby has nothing that would have to be rewound.
-                if standby && (standby_master || !control.state.is_clean()) { Attempt::Start } else { Attempt::Rewind }
+                match &self.local.state {
+                    // An interrupted rewind is repeated with its source; a done one need not be.
+                    DbState { initializing: true, rewinding: Some(begun), .. }
+                        if master.is_some_and(|db| db.uid == begun.source) =>
+                    {
+                        if begun.done {
+                            Attempt::Start
+                        } else {
+                            Attempt::Rewind
+                        }
+                    }
+                    // Another interrupted change of the files can't be taken up again.
+                    DbState { initializing: true, .. } => Attempt::BaseBackup,
+                    // Where nobody writes, a standby has nothing that would have to be rewound.
+                    _ if standby && (standby_master || !control.state.is_clean()) => Attempt::Start,
+                    _ => Attempt::Rewind,
+                }
             }
             _ => Attempt::BaseBackup,
         };
@@ -119,7 +132,7 @@ impl Context<'_> {
         let resync = Resync {
             db: self.db.uid.clone(),
             attempt,
-            master: master.map(source_of),
+            master: master.map_or_else(|| (followed.uid.clone(), source.clone()), |db| (db.uid.clone(), source_of(db))),
             followed: source,
             timeline: followed.status.timeline_id,
             standby_master,

@@ -3,9 +3,10 @@
 //! Nothing of ours changes before the source was asked, and the old data goes, to trash, when the new copy is complete.
 
 use super::apply::{millis, sync_data};
-use super::datadir::{DbState, write_file};
+use super::datadir::{DbState, Rewinding, write_file};
+use super::disk;
 use super::error::{KeeperError, Result, io};
-use super::lineage::{self, Former, Verdict};
+use super::lineage::{self, Former};
 use super::machine::{Interest, Machine};
 use super::observe::{observe_data, read_text};
 use super::plan::{Attempt, Data, Resync};
@@ -13,6 +14,7 @@ use super::postgres::conninfo::{self, Secrets, Source};
 use super::postgres::sql::{self, Session, Target};
 use super::postgres::{binaries, control, process};
 use super::probe::{is_other_branch, parse_history};
+use super::rewind::{self, Verdict};
 use super::trash;
 use chrono::Utc;
 use model::DbUid;
@@ -33,6 +35,10 @@ const FIRST_START_LIMIT: Duration = Duration::from_secs(3600);
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 /// Longest pause between attempts to become a standby.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Failures of pg_rewind for reasons that nobody knows, until a copy is made instead.
+const UNKNOWN_FAILURES: u32 = 3;
+/// Room that a copy needs besides data: WAL that comes meanwhile.
+const ROOM_BESIDE_COPY: u64 = 64 << 20;
 /// In a copy: it is complete, and for which db.
 pub(super) const COPIED: &str = "stolon-copied";
 
@@ -49,6 +55,13 @@ fn pause_after(count: u32) -> Duration {
     Duration::from_secs(1 << count.min(16)).min(LONGEST_PAUSE)
 }
 
+impl Resync {
+    /// Where a rewind gets what is missing: the master, since a standby can't be asked for it.
+    fn rewind_source(&self) -> (&DbUid, &Source) {
+        (&self.master.0, &self.master.1)
+    }
+}
+
 impl Machine {
     /// Asks the source whether it can give what is wanted, and says how; nothing of ours changes.
     pub(super) async fn apply_check_source(&mut self, resync: &Resync) -> Result<Attempt> {
@@ -58,7 +71,7 @@ impl Machine {
             self.check_copy(resync).await?;
             return Ok(Attempt::BaseBackup);
         }
-        let source = resync.master.as_ref().unwrap_or(&resync.followed);
+        let (_, source) = resync.rewind_source();
         let session = self.ask(source).await?;
         if session.in_recovery().await? && !resync.standby_master {
             return not_yet(source, "it is not promoted yet");
@@ -68,7 +81,8 @@ impl Machine {
             return not_yet(source, "it is another system than the data here");
         }
         let other = session.snapshot().await?;
-        if !self.can_follow(resync, source, &session, other.timeline).await? {
+        // What a rewind was begun with was judged before.
+        if self.state.rewinding.is_none() && !self.can_follow(resync, source, &session, other.timeline).await? {
             self.check_copy(resync).await?;
             return Ok(Attempt::BaseBackup);
         }
@@ -82,7 +96,7 @@ impl Machine {
     /// Whether the data here may be taken for an earlier part of a promoted source's.
     async fn can_follow(&self, resync: &Resync, source: &Source, session: &Session, timeline: u64) -> Result<bool> {
         if let Some(verdict) = self.check_own_primary(resync, source, session).await? {
-            return Ok(verdict == Verdict::Rewind);
+            return Ok(verdict == lineage::Verdict::Rewind);
         }
         let pgdata = self.dir.pgdata();
         let Some(control) = control::read(&pgdata) else { return Ok(false) };
@@ -95,15 +109,21 @@ impl Machine {
     }
 
     /// As [`Self::apply_check_source`], for a copy.
-    async fn check_copy(&self, resync: &Resync) -> Result<()> {
+    async fn check_copy(&self, resync: &Resync) -> Result<Session> {
         let source = &resync.followed;
         let session = self.ask(source).await?;
         self.check_own_primary(resync, source, &session).await?;
-        check_slot(resync, source, &session).await
+        check_slot(resync, source, &session).await?;
+        Ok(session)
     }
 
     /// What may be done with the data here if a primary wrote it, which may hold what nobody else has.
-    async fn check_own_primary(&self, resync: &Resync, source: &Source, session: &Session) -> Result<Option<Verdict>> {
+    async fn check_own_primary(
+        &self,
+        resync: &Resync,
+        source: &Source,
+        session: &Session,
+    ) -> Result<Option<lineage::Verdict>> {
         let running = process::find(&self.dir.pgdata()).is_some_and(|file| file.ready);
         let recovering = if running { Some(self.sql().await?.in_recovery().await?) } else { None };
         // What an interrupted copy or rewind left is nobody's.
@@ -122,12 +142,12 @@ impl Machine {
         let unannounced = primary == Some(false) || announced.is_some_and(|announced| announced < timeline);
         let verdict = Former { timeline, unannounced }.beside(other.timeline);
         match verdict {
-            Verdict::Leave => Err(KeeperError::Other(format!(
+            lineage::Verdict::Leave => Err(KeeperError::Other(format!(
                 "the data here is a primary's on timeline {timeline}, but {}:{} is on {} only, so it is left alone; decide which one \
                  is right and, if it is the other, stop this keeper and move its directory away",
                 source.host, source.port, other.timeline
             ))),
-            Verdict::Rewind | Verdict::Copy => {
+            lineage::Verdict::Rewind | lineage::Verdict::Copy => {
                 if unannounced {
                     info!(timeline, "giving up a promotion that the cluster was never told of");
                 }
@@ -150,21 +170,80 @@ impl Machine {
     }
 
     async fn try_resync(&mut self, resync: &Resync, attempt: Attempt, interest: &Interest) -> Result<()> {
-        match attempt {
-            Attempt::BaseBackup => {}
+        let able = match attempt {
+            Attempt::BaseBackup => false,
             // Starting and following changes nothing that another attempt could not begin with.
-            Attempt::Start => return self.verify_or_copy(resync, interest).await,
-            Attempt::Rewind => {
-                let source = resync.master.as_ref().unwrap_or(&resync.followed);
-                self.mark_unusable(resync)?;
-                match self.unless_changed(interest, self.rewind(resync, source)).await {
-                    Ok(()) => return self.verify_or_copy(resync, interest).await,
-                    Err(error @ KeeperError::NotYet(_)) => return Err(error),
-                    Err(error) => warn!(%error, "the rewind failed, making a base backup instead"),
-                }
-            }
+            Attempt::Start => self.rewinds_from(resync).await?.is_some(),
+            Attempt::Rewind => self.rewind_or_give_up(resync, interest).await?,
+        };
+        if able { self.verify_or_copy(resync, interest).await } else { self.copy(resync, interest).await }
+    }
+
+    /// The timeline of the source; `None` if the data was being rewound from another one, so that nothing but a copy helps.
+    async fn rewinds_from(&self, resync: &Resync) -> Result<Option<u64>> {
+        let Some(begun) = &self.state.rewinding else { return Ok(Some(resync.timeline)) };
+        let (db, source) = resync.rewind_source();
+        let timeline = self.ask(source).await?.snapshot().await?.timeline;
+        let same = begun.source == *db && begun.timeline == timeline;
+        if !same {
+            warn!(source = %begun.source, timeline = begun.timeline, "a rewind was begun with another source, making a base backup");
         }
-        self.copy(resync, interest).await
+        Ok(same.then_some(timeline))
+    }
+
+    /// `false`: a copy has to be made.
+    async fn rewind_or_give_up(&mut self, resync: &Resync, interest: &Interest) -> Result<bool> {
+        if self.rewinds_from(resync).await?.is_none() {
+            return Ok(false);
+        }
+        let (db, source) = resync.rewind_source();
+        let session = self.ask(source).await?;
+        let begun = Rewinding { source: db.clone(), timeline: session.snapshot().await?.timeline, done: false };
+        self.make_room(&session, None).await?;
+        self.mark_rewinding(resync, begun.clone())?;
+        match self.unless_changed(interest, self.rewind(resync, source)).await {
+            Ok(()) => {
+                self.mark_rewinding(resync, Rewinding { done: true, ..begun })?;
+                Ok(true)
+            }
+            Err(KeeperError::Tool { tail, .. }) if self.repeats(resync, rewind::judge(&tail)) => {
+                Err(KeeperError::Other(format!("the rewind did not get through and will be repeated: {tail}")))
+            }
+            Err(error @ KeeperError::Tool { .. }) => {
+                warn!(%error, "the data can't be rewound, making a base backup instead");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A failed rewind is tried again.
+    fn repeats(&self, resync: &Resync, verdict: Verdict) -> bool {
+        let failed = self.failures.as_ref().filter(|failures| failures.db == resync.db).map_or(0, |f| f.count);
+        match verdict {
+            Verdict::Hindered => true,
+            Verdict::Impossible => false,
+            Verdict::Unknown => failed + 1 < UNKNOWN_FAILURES,
+        }
+    }
+
+    fn mark_rewinding(&mut self, resync: &Resync, rewinding: Rewinding) -> Result<()> {
+        let rewinding = Some(rewinding);
+        self.apply_save_state(DbState { uid: resync.db.clone(), initializing: true, rewinding, ..Default::default() })
+    }
+
+    /// Deletes replaced copies, oldest first, while there is less room than wanted. `session` leads to an instance that
+    /// has all the data, so that none of them is the last copy of it.
+    async fn make_room(&self, session: &Session, wanted: Option<u64>) -> Result<()> {
+        let Ok(system_id) = session.snapshot().await?.system_id.parse() else { return Ok(()) };
+        let root = self.dir.root().to_owned();
+        let work = tokio::task::spawn_blocking(move || {
+            trash::make_room(&root, system_id, || match wanted {
+                Some(wanted) => disk::room(&root).is_ok_and(|free| free < wanted),
+                None => disk::is_low(&root),
+            })
+        });
+        work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("make room: {error}"))))
     }
 
     /// A complete copy for this db lies here: whatever happened since, it need not be made again.
@@ -226,6 +305,8 @@ impl Machine {
         process::remove_file(&pgdata.join("standby.signal"))?;
         let conninfo = conninfo::tool(source, &self.config.su.user, &resync.slot, &self.secrets(), "postgres");
         let mut command = self.binaries.command("pg_rewind");
+        // Its words decide what happens next.
+        command.env("LC_ALL", "C");
         command.arg("-D").arg(&pgdata).arg(format!("--source-server={conninfo}")).arg("--no-sync");
         command.stdin(self.dir.work_stdin()?).process_group(0);
         binaries::run("pg_rewind", command).await?;
@@ -241,7 +322,11 @@ impl Machine {
     /// Replaces the data by a copy, which is complete before the old data goes.
     async fn copy(&mut self, resync: &Resync, interest: &Interest) -> Result<()> {
         // Asked again: what was tried before may have taken long.
-        self.check_copy(resync).await?;
+        let session = self.check_copy(resync).await?;
+        if self.state.rewinding.is_some() {
+            // Given up: it must not be begun again.
+            self.mark_unusable(resync)?;
+        }
         let (root, pgdata) = (self.dir.root().to_owned(), self.dir.pgdata());
         let fresh = self.dir.fresh_pgdata();
         let copied = self.is_copied(&fresh, resync);
@@ -255,6 +340,11 @@ impl Machine {
             }
         });
         work.await.unwrap_or_else(|error| Err(KeeperError::Other(format!("make room for a copy: {error}"))))?;
+        if !copied {
+            let size = session.data_size().await?;
+            self.make_room(&session, Some(size.saturating_add(size / 8).saturating_add(ROOM_BESIDE_COPY))).await?;
+        }
+        drop(session);
         if trash::is_mount_point(&pgdata)? {
             // Nothing can be renamed to a mount point, so only an empty one is filled.
             trash::move_away(&root, &pgdata, trash::RESYNC, Utc::now())?;

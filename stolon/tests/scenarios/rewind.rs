@@ -2,8 +2,9 @@
 
 use crate::lab;
 use model::stolon::DbInitMode;
-use std::os::unix::fs::MetadataExt as _;
-use testkit::stolon::Keeper;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use testkit::stolon::{Keeper, eventually};
 
 /// A copy takes another directory's place; a rewind changes the one that is there.
 fn directory(keeper: &Keeper) -> u64 {
@@ -65,6 +66,54 @@ async fn what_only_the_old_master_has_is_undone_or_the_data_replaced() {
         assert_eq!(directory(keeper) == before, !wal_is_missing, "{}", keeper.log());
         assert_eq!(replaced(keeper), usize::from(wal_is_missing));
     }
+}
+
+/// PostgreSQL's programs, but the first attempt to rewind loses its source.
+fn programs_with_a_shy_rewind(path: &Path) -> PathBuf {
+    let real = testkit::postgres::bin_dir().unwrap();
+    let programs = path.join("bin");
+    std::fs::create_dir(&programs).unwrap();
+    std::fs::set_permissions(&programs, std::fs::Permissions::from_mode(0o777)).unwrap();
+    for entry in std::fs::read_dir(&real).unwrap().flatten().filter(|entry| entry.file_name() != "pg_rewind") {
+        std::os::unix::fs::symlink(entry.path(), programs.join(entry.file_name())).unwrap();
+    }
+    let script = format!(
+        "#!/bin/sh\nif mkdir \"$0.failed\" 2>/dev/null; then\n\
+         echo 'pg_rewind: error: could not fetch file list: server closed the connection unexpectedly' >&2\nexit 1\nfi\n\
+         exec '{}' \"$@\"\n",
+        real.join("pg_rewind").display()
+    );
+    let program = programs.join("pg_rewind");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    programs
+}
+
+#[tokio::test]
+async fn a_rewind_that_lost_its_source_is_repeated() {
+    let lab = lab().up().await;
+    let writer = lab.writer().await;
+    writer.progress(50).await;
+    let old = lab.master().await;
+    let keeper = lab.keeper(old);
+    let before = directory(keeper);
+    keeper.kill();
+    lab.wait_for_other_master(old).await;
+    writer.progress(50).await;
+    let programs = programs_with_a_shy_rewind(lab.path());
+    keeper.process.set_argument("--pg-bin-path", programs.to_str().unwrap());
+    keeper.start();
+    // The keeper dies as well, and the next one knows what the data is.
+    let state = keeper.root().join("dbstate");
+    let begun = || std::fs::read_to_string(&state).is_ok_and(|text| text.contains("\"Rewinding\""));
+    eventually("the rewind is begun", async || begun() && programs.join("pg_rewind.failed").exists()).await;
+    keeper.process.kill();
+    assert!(keeper.postmaster_pid().is_none());
+    keeper.start();
+    lab.ready().await;
+    writer.finish().await;
+    lab.caught_up(old).await;
+    assert_eq!((directory(keeper), replaced(keeper), begun()), (before, 0, false), "{}", keeper.log());
 }
 
 #[tokio::test]

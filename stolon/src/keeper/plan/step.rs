@@ -156,8 +156,8 @@ pub struct Resync {
     pub db: DbUid,
     /// What to try before a base backup.
     pub attempt: Attempt,
-    /// The current master, the source of a rewind.
-    pub master: Option<Source>,
+    /// The current master, the source of a rewind; the followed db if there is none.
+    pub master: (DbUid, Source),
     /// The followed db, the source of a base backup.
     pub followed: Source,
     /// The followed db's last reported timeline.

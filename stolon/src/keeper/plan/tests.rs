@@ -1,4 +1,5 @@
 use super::super::args::AuthMethod;
+use super::super::datadir::Rewinding;
 use super::super::postgres::control::{Control, ControlState};
 use super::*;
 use model::stolon::{ClusterPhase, DbInitMode, DbSpec, FollowConfig, Keeper, StolonSpec};
@@ -499,6 +500,29 @@ fn resync_rewinds_where_it_can() {
     assert_eq!(attempt(&|c| c.local.data = Data::Missing), Attempt::BaseBackup);
     assert_eq!(attempt(&|c| c.db().use_pgrewind = false), Attempt::BaseBackup);
     assert_eq!(attempt(&|c| c.data.dbs.get_mut("m").unwrap().status.system_id = "8".into()), Attempt::BaseBackup);
+}
+
+#[test]
+fn an_interrupted_rewind_is_repeated_with_its_source_and_nothing_is_started_before() {
+    let attempt = |source: &str, done, data: Data| {
+        let mut case = Case::new("b").resync();
+        let rewinding = Some(Rewinding { source: source.into(), timeline: 2, done });
+        case.local.state = DbState { uid: "x".into(), initializing: true, rewinding, ..Default::default() };
+        case.local.data = data;
+        // Nothing else is done, whatever the data looks like.
+        assert_eq!(case.steps(), "resync, mark initialized, …");
+        let Step::Resync(resync) = case.plan().steps.remove(0) else { panic!("no resync") };
+        resync.attempt
+    };
+    for state in [ControlState::ShutDown, ControlState::Production, ControlState::ArchiveRecovery] {
+        for standby in [false, true] {
+            assert_eq!(attempt("m", false, present(state, standby)), Attempt::Rewind);
+            assert_eq!(attempt("m", true, present(state, standby)), Attempt::Start);
+            assert_eq!(attempt("n", false, present(state, standby)), Attempt::BaseBackup);
+            assert_eq!(attempt("n", true, present(state, standby)), Attempt::BaseBackup);
+        }
+    }
+    assert_eq!(attempt("m", false, Data::Missing), Attempt::BaseBackup);
 }
 
 #[test]

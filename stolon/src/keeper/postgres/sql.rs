@@ -237,6 +237,16 @@ impl Session {
         Ok((snapshot, replies.iter().filter_map(|row| parse_reply(row)).collect()))
     }
 
+    /// Size of all databases, in bytes.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn data_size(&self) -> Result<u64> {
+        let query = self.client.query_one("SELECT sum(pg_database_size(oid))::int8 FROM pg_database", &[]);
+        let size: Option<i64> = self.within("measure the databases", query).await?.get(0);
+        Ok(size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0))
+    }
+
     /// It is in recovery: a standby.
     ///
     /// # Errors
