@@ -111,6 +111,12 @@ pub struct Args {
           default_value_t = false, action = ArgAction::Set,
           value_parser = parse_bool)]
     pub disable_data_dir_locking: bool,
+    /// Copy a standby's data anew when they are gone. Not by default: a disk that is not mounted looks the same, and the
+    /// copy would fill the one below it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set,
+          value_parser = parse_bool)]
+    pub rebuild_lost_standby: bool,
     /// Priority as master, higher is preferred; if not given the stored one stays
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub priority: Option<i64>,
@@ -149,6 +155,8 @@ pub struct Config {
     pub can_be_synchronous_replica: bool,
     /// Lock the directory.
     pub locking: bool,
+    /// Copy a standby's lost data anew.
+    pub rebuild_lost_standby: bool,
     /// See the flag.
     pub priority: Option<i64>,
 }
@@ -208,6 +216,7 @@ impl Args {
             can_be_master: self.can_be_master,
             can_be_synchronous_replica: self.can_be_synchronous_replica,
             locking: !self.disable_data_dir_locking,
+            rebuild_lost_standby: self.rebuild_lost_standby,
             priority: self.priority,
         })
     }

@@ -123,6 +123,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
         repl: (config.repl.user.clone(), config.repl.access),
         passfile: passfile.map(|_| dir.passfile().display().to_string()),
         tls: config.tls.clone(),
+        rebuild_lost_standby: config.rebuild_lost_standby,
     };
     let identity = Identity {
         uid: keeper.uid.clone(),

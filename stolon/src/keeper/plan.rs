@@ -220,8 +220,12 @@ impl Context<'_> {
 
     fn standby(&self) -> Plan {
         let Data::Present { standby, control, .. } = self.local.data else {
+            if self.setup.rebuild_lost_standby {
+                return self.stopped_before("its data are gone", self.resync());
+            }
             return Plan::problem(format!(
-                "the data of standby db {} is missing; run `stolonctl removekeeper` to have it made again",
+                "the data of standby db {} is missing; run `stolonctl removekeeper` to have it made again, or start the keeper \
+                 with --rebuild-lost-standby",
                 self.db.uid
             ));
         };

@@ -121,6 +121,28 @@ async fn a_lost_data_directory_is_made_again_on_the_old_master_and_on_command_fo
 }
 
 #[tokio::test]
+async fn lost_data_of_a_standby_are_copied_anew_where_that_is_allowed() {
+    let lab = lab().all_keeper_arguments(&["--rebuild-lost-standby"]).up().await;
+    lab.proxy(0).pg.one("CREATE TABLE t AS SELECT 1 AS n").await;
+    let standby = lab.standbys().await[0];
+    let keeper = lab.keeper(standby);
+    for everything in [false, true] {
+        let master = lab.master().await;
+        keeper.stop().await;
+        if everything {
+            std::fs::rename(keeper.root(), keeper.root().with_extension("lost")).unwrap();
+        } else {
+            lose_data(&lab, standby, "lost").await;
+        }
+        keeper.start();
+        lab.ready().await;
+        lab.caught_up(standby).await;
+        assert_eq!(keeper.pg.one("SELECT count(*) FROM t").await, "1");
+        assert_eq!(lab.master().await, master);
+    }
+}
+
+#[tokio::test]
 async fn keepers_are_removed_by_time_and_by_command() {
     let spec = json!({"maxStandbysPerSender": 1, "deadKeeperRemovalInterval": "2s"});
     let lab = lab().keepers(3).spec(spec).up().await;

@@ -19,6 +19,7 @@ impl Context<'_> {
             Some(DbInitMode::Pitr) => self.init_pitr(),
             // A former primary that was becoming a standby again.
             _ if self.is_interrupted_standby() => self.resync(),
+            _ if self.is_lost_standby() => self.resync(),
             Some(DbInitMode::None) | None => Plan::problem(format!(
                 "this directory holds {}, but db {} of this keeper is to be there already; restore the directory, or run `stolonctl removekeeper`",
                 self.held(),
@@ -31,6 +32,12 @@ impl Context<'_> {
     fn is_interrupted_standby(&self) -> bool {
         let state = &self.local.state;
         state.initializing && state.uid == self.db.uid && self.db.spec.role == Some(Role::Standby)
+    }
+
+    /// Not even the keeper's own notes are left.
+    fn is_lost_standby(&self) -> bool {
+        let empty = self.local.data == Data::Missing && self.local.state.uid.is_empty();
+        self.setup.rebuild_lost_standby && empty && self.db.spec.role == Some(Role::Standby)
     }
 
     /// Stopped first, so that the next look sees how it was left; but a server that runs is not stopped for a source that

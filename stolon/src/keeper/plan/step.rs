@@ -35,6 +35,8 @@ pub struct Setup {
     pub passfile: Option<String>,
     /// TLS to the other members.
     pub tls: Tls,
+    /// A standby whose data are gone gets a new copy without being told to.
+    pub rebuild_lost_standby: bool,
 }
 
 /// The data directory.

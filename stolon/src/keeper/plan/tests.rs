@@ -36,6 +36,7 @@ impl Case {
             repl: ("repl".into(), AuthMethod::Md5.into()),
             passfile: Some("/d/pgpass".into()),
             tls: Default::default(),
+            rebuild_lost_standby: false,
         };
         let spec: StolonSpec = serde_json::from_value(json!({"initMode": "new"})).unwrap();
         let mut data = ClusterData::new("cluster", spec, Default::default());
@@ -615,4 +616,25 @@ fn timelines_count_as_announced_when_cluster_data_has_them() {
     assert_eq!((case.local.state.primary, case.local.state.announced), (Some(true), Some(2)));
     let case = Case::new("b").settled();
     assert_eq!((case.local.state.primary, case.local.state.announced), (Some(false), None));
+}
+
+#[test]
+fn lost_data_of_a_standby_are_copied_only_if_that_is_allowed() {
+    for uid in ["s", ""] {
+        let mut case = Case::new("b");
+        case.local.data = Data::Missing;
+        case.local.running = None;
+        case.local.state = DbState { uid: uid.into(), ..Default::default() };
+        assert!(case.plan().problem.is_some() && case.steps().is_empty());
+        case.setup.rebuild_lost_standby = true;
+        assert_eq!(case.steps(), "resync, mark initialized, …");
+        // Never the master's, and nothing in place of another db.
+        case.db().role = Some(Role::Master);
+        assert!(case.plan().problem.is_some() && case.steps().is_empty());
+    }
+    let mut case = Case::new("b");
+    case.setup.rebuild_lost_standby = true;
+    case.local.running = None;
+    case.local.state.uid = "x".into();
+    assert!(case.plan().problem.is_some() && case.steps().is_empty());
 }

@@ -13,8 +13,13 @@ const STOPPED_LIMIT: Duration = Duration::from_secs(30);
 
 impl Planner<'_> {
     pub(super) fn operate(&mut self) {
-        self.remove_dead_keepers();
         let master = self.data.cluster.status.master.clone();
+        if let Some(proof) = self.proof_of_old_store(&master) {
+            self.say(proof);
+            self.close_proxies();
+            return;
+        }
+        self.remove_dead_keepers();
         self.take_request(&master);
         self.hold_restarts();
         let switching = match self.master_failure(&master) {
@@ -43,6 +48,19 @@ impl Planner<'_> {
         }
         self.finish_request();
         self.list_followers(&master);
+    }
+
+    /// Generations only grow, and a later timeline is a later master's: whoever has both was told so by a newer document
+    /// than this one, and the master named here is a former one.
+    fn proof_of_old_store(&self, master: &DbUid) -> Option<Reason> {
+        let timeline = self.db(master)?.status.timeline_id;
+        self.data.dbs.values().find_map(|db| {
+            let state = state_of(&self.data, self.observed, db)?;
+            let stored = self.before.dbs.get(&db.uid)?.generation;
+            let newer = state.generation > stored && state.timeline_id > timeline;
+            let (db, keeper) = (db.uid.clone(), db.spec.keeper_uid.clone());
+            newer.then_some(Reason::OldStore { db, keeper, applied: state.generation, stored })
+        })
     }
 
     fn remove_dead_keepers(&mut self) {

@@ -20,6 +20,22 @@ pub enum Reason {
          `stolonctl clusterdata write`, or begin a new cluster with `stolonctl init`, which may overwrite databases"
     )]
     ClusterDataLost,
+    /// The store's contents are older than what keepers have applied.
+    #[error(
+        "db \"{db}\" of keeper \"{keeper}\" has applied generation {applied}, but {stored} is stored, and is on a later timeline \
+         than the master's: an old copy of the store was restored; proxies are closed and nobody is elected until the cluster \
+         data is corrected with `stolonctl clusterdata write`, or that keeper's record is gone"
+    )]
+    OldStore {
+        /// The db.
+        db: DbUid,
+        /// Its keeper.
+        keeper: KeeperUid,
+        /// The generation that it reports.
+        applied: i64,
+        /// The generation in the cluster data.
+        stored: i64,
+    },
     /// Cluster data was made.
     #[error("cluster data was made from the initial specification")]
     Created,
@@ -202,6 +218,7 @@ impl Reason {
             Reason::Rejected(_) => "plan_rejected",
             Reason::NoClusterData => "no_cluster_data",
             Reason::ClusterDataLost => "cluster_data_lost",
+            Reason::OldStore { .. } => "cluster_data_old",
             Reason::Created => "cluster_data_created",
             Reason::Unreadable(..) => "record_unreadable",
             Reason::NewKeeper(_) => "keeper_new",
@@ -254,6 +271,7 @@ impl Reason {
             Reason::Unusable(_)
                 | Reason::NoClusterData
                 | Reason::ClusterDataLost
+                | Reason::OldStore { .. }
                 | Reason::Unreadable(..)
                 | Reason::NoFirstMaster(_)
                 | Reason::WaitForKeepers
@@ -274,7 +292,7 @@ impl Reason {
 
     /// Nothing can go on without a person, or the program is at fault.
     pub fn is_problem(&self) -> bool {
-        matches!(self, Reason::Unusable(_) | Reason::Rejected(_) | Reason::ClusterDataLost)
+        matches!(self, Reason::Unusable(_) | Reason::Rejected(_) | Reason::ClusterDataLost | Reason::OldStore { .. })
     }
 }
 

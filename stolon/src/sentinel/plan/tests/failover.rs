@@ -602,3 +602,28 @@ fn standbys_are_asked_for_the_positions_they_have_now() {
     world.plan();
     assert_ne!(world.master(), "k1");
 }
+
+#[test]
+fn an_old_copy_of_the_store_leads_nobody_to_a_former_master() {
+    for spec in [fast(), sync()] {
+        let mut world = World::running(spec, 3);
+        let old = world.data.clone();
+        world.kill("k1");
+        world.pass(6);
+        world.settle();
+        let new = world.master().to_owned();
+        assert_eq!(world.proxied(), Some(new.as_str()));
+        world.data = old;
+        world.new_leader();
+        world.start_keeper("k1");
+        for _ in 0..10 {
+            world.plan();
+            world.keeper_works("k1");
+            world.proxies_work();
+            world.pass(2);
+        }
+        assert_eq!(world.proxied(), None);
+        assert!(world.said(|r| matches!(r, Reason::OldStore { .. })));
+        assert_eq!(world.master(), "k1", "nothing else is decided");
+    }
+}
