@@ -166,28 +166,3 @@ async fn automatic_restarts_come_one_after_the_other() {
     lab.ready().await;
     assert_eq!(lab.master().await, master);
 }
-
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn how_long_writes_wait() {
-    for keepers in [2, 3] {
-        let lab = lab().keepers(keepers).proxies(1).synchronous(1, 1).up().await;
-        for _ in 0..3 {
-            lab.ready().await;
-            let writer = lab.writer().await;
-            writer.progress(100).await;
-            let new = lab.standbys().await[0];
-            let begun = std::time::Instant::now();
-            lab.ctl(&["switchover", "-y", "--to", &lab.keeper(new).uid]).await;
-            let took = begun.elapsed();
-            writer.progress(50).await;
-            println!("{keepers} keepers: longest wait {:?}, command {took:?}", longest_wait(&writer.finish().await));
-        }
-        if std::env::var_os("LOGS").is_some() {
-            println!("{}", lab.sentinel(0).log());
-            for keeper in lab.keepers() {
-                println!("{}", keeper.log());
-            }
-        }
-    }
-}

@@ -69,7 +69,7 @@ pub(crate) async fn measure(lab: &Lab, event: Event, runs: usize) -> anyhow::Res
             Event::Postgres => lab.keeper(master).kill_postgres(),
             Event::Switchover => {
                 let to = lab.keeper(lab.standbys().await[0]).uid.clone();
-                lab.ctl(&["switchover", "--to", &to]).await;
+                lab.ctl(&["switchover", "--yes", "--to", &to]).await;
             }
         }
         match event {
