@@ -15,10 +15,13 @@ pub const MARGIN: Duration = Duration::from_millis(500);
 /// etcd grants nothing shorter by default.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 /// A Go sentinel forgets a proxy whose record did not change for twice the announced timeout.
-pub const REPUBLISH: Duration = Duration::from_secs(10);
+pub const REPUBLISH: Duration = Duration::from_secs(300);
 /// Never announced less. Announcing more than the timeout in force is always safe: it only makes a sentinel wait longer
-/// before it forgets this proxy. 15 s is stolon's default and leaves 20 s between the republication and that moment.
-const LEAST_ANNOUNCED: Duration = Duration::from_secs(15);
+/// before it forgets a proxy whose record does not change though its lease is kept; that of a dead one is gone with the
+/// lease. So much lets idle proxies write every few minutes, and leaves as long again to try it.
+const LEAST_ANNOUNCED: Duration = Duration::from_secs(300);
+/// Stolon's default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause after something failed that is tried again.
 pub const RETRY: Duration = Duration::from_secs(1);
 
@@ -121,7 +124,7 @@ pub fn orders(data: &ClusterData, uid: &ProxyUid) -> Orders {
         (Some(_), Err(_)) => Master::NoAddress,
     };
     // Cluster data is valid here; should it not be, the default timeout is stolon's.
-    let proxy_timeout = data.spec().effective().map_or(LEAST_ANNOUNCED, |spec| spec.proxy_timeout.to_std());
+    let proxy_timeout = data.spec().effective().map_or(DEFAULT_TIMEOUT, |spec| spec.proxy_timeout.to_std());
     Orders {
         generation: data.proxy.generation,
         master,

@@ -1,8 +1,8 @@
 //! The end of a plan: the specification goes into every db, generations count, and noise is not written.
 
-use super::{Notes, Planned, Planner, REFRESH, Reason};
+use super::{LONGEST_AGE, Notes, Planned, Planner, REFRESH, Reason};
 use model::GoTime;
-use model::stolon::{ClusterData, Db, FollowType};
+use model::stolon::{ClusterData, FollowType};
 
 impl Planner<'_> {
     pub(super) fn finish(mut self) -> Planned {
@@ -16,14 +16,21 @@ impl Planner<'_> {
             return self.done(None);
         }
         let changed = significant(&data) != significant(self.before);
-        let refresh = !changed
-            && self.passed(self.memory.document.1, REFRESH)
-            && without_times(&data) != without_times(self.before);
-        if !changed && !refresh {
+        if !changed && !self.is_outdated(&data) {
             return self.done(None);
         }
         self.stamp(&mut data);
         self.done(Some(data))
+    }
+
+    /// What moves all the time was written too long ago.
+    fn is_outdated(&mut self, data: &ClusterData) -> bool {
+        let written = self.memory.document.1;
+        // A small part of the interval that is counted from the times in there.
+        let age = (self.spec.dead_keeper_removal_interval.to_std() / 4).clamp(REFRESH, LONGEST_AGE);
+        let moved = without_times(data) != without_times(self.before);
+        self.passed(written, if moved { REFRESH } else { age })
+            && without_change_time(data) != without_change_time(self.before)
     }
 
     fn done(self, data: Option<ClusterData>) -> Planned {
@@ -95,16 +102,12 @@ impl Planner<'_> {
     }
 }
 
-fn without_times(data: &ClusterData) -> ClusterData {
-    let mut data = data.clone();
-    data.change_time = GoTime::default();
-    data
+fn without_change_time(data: &ClusterData) -> ClusterData {
+    ClusterData { change_time: GoTime::default(), ..data.clone() }
 }
 
-/// Cluster data without what moves all the time.
-fn significant(data: &ClusterData) -> ClusterData {
-    let mut data = data.clone();
-    data.change_time = GoTime::default();
+fn without_times(data: &ClusterData) -> ClusterData {
+    let mut data = without_change_time(data);
     data.cluster.change_time = GoTime::default();
     data.proxy.change_time = GoTime::default();
     for keeper in data.keepers.values_mut() {
@@ -112,10 +115,17 @@ fn significant(data: &ClusterData) -> ClusterData {
         keeper.status.last_healthy_time = GoTime::default();
     }
     for db in data.dbs.values_mut() {
-        let Db { change_time, status, .. } = db;
-        *change_time = GoTime::default();
-        status.xlog_pos = 0;
-        status.older_wal_file.clear();
+        db.change_time = GoTime::default();
+    }
+    data
+}
+
+/// Cluster data without what moves all the time.
+fn significant(data: &ClusterData) -> ClusterData {
+    let mut data = without_times(data);
+    for db in data.dbs.values_mut() {
+        db.status.xlog_pos = 0;
+        db.status.older_wal_file.clear();
     }
     data
 }

@@ -98,9 +98,12 @@ pub struct Planned {
     pub inquiry: Option<Inquiry>,
 }
 
-/// Values that only make a document look different: positions move all the time, times with each write. They
-/// are refreshed after so long, since a successor uses them where it has seen nothing itself.
+/// Positions move all the time where clients write. They are refreshed after so long, since a successor uses them
+/// where it has seen nothing itself.
 pub const REFRESH: Duration = Duration::from_secs(60);
+/// When keepers were healthy last is refreshed so often at most, though nothing else changes: a successor that finds a
+/// keeper dead counts the removal interval from there.
+pub const LONGEST_AGE: Duration = Duration::from_secs(3600);
 
 /// Decides what the cluster data is to become.
 pub fn plan(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memory) -> Planned {

@@ -74,7 +74,8 @@ impl Planner<'_> {
             _ => true,
         };
         keeper.status.healthy = healthy;
-        if healthy || keeper.status.last_healthy_time.is_zero() {
+        // The time is written now and then only: what is stored may be old where a keeper was well until now.
+        if healthy || was || keeper.status.last_healthy_time.is_zero() {
             keeper.status.last_healthy_time = now.wall;
         }
         if forced {

@@ -133,6 +133,41 @@ fn noise_is_written_once_a_minute() {
 }
 
 #[test]
+fn where_nothing_happens_nothing_is_written_for_an_hour() {
+    let mut world = World::running(spec(), 2);
+    for _ in 0..59 {
+        world.pass(60);
+        assert!(!world.plan());
+        assert!(world.wake.is_some_and(|at| at > world.clock + Duration::from_secs(10)), "{:?}", world.wake);
+    }
+    let before = world.data.keepers["k2"].status.last_healthy_time;
+    world.pass(120);
+    assert!(world.plan());
+    assert!(world.data.keepers["k2"].status.last_healthy_time > before);
+    // A keeper that dies meanwhile was healthy until then, whatever was written last.
+    world.pass(1800);
+    assert!(!world.plan());
+    world.kill("k2");
+    assert!(world.plan());
+    let status = &world.data.keepers["k2"].status;
+    assert!(!status.healthy);
+    assert_eq!(status.last_healthy_time, world.moment().wall);
+}
+
+#[test]
+fn times_that_short_intervals_are_counted_from_are_written_more_often() {
+    let mut world = World::running(spec(), 2);
+    world.set_spec(|spec| spec.dead_keeper_removal_interval = Some("8m".parse().unwrap()));
+    world.settle();
+    let writes = world.writes;
+    world.pass(119);
+    assert!(!world.plan());
+    world.pass(1);
+    assert!(world.plan());
+    assert_eq!(world.writes, writes + 1);
+}
+
+#[test]
 fn a_standby_cluster_follows_outside_and_is_promoted() {
     let spec = json!({"initMode":"pitr","role":"standby","failInterval":"5s","sleepInterval":"1s",
         "pitrConfig":{"dataRestoreCommand":"x"},
@@ -206,6 +241,7 @@ fn a_standby_that_is_dead_for_long_keeps_no_wal() {
         let waited = world.db("k1").spec.synchronous_standbys.clone().unwrap_or_default();
         let dead = if waited.contains(&world.uid("k2")) { "k3" } else { "k2" };
         world.kill(dead);
+        world.plan();
         world.pass(3599);
         world.settle();
         assert_eq!((world.data.dbs.len(), world.db("k1").spec.followers.len()), (3, 2));
