@@ -5,7 +5,8 @@ use crate::keeper::probe::Probed;
 use crate::proxy::status::{Sample, Status};
 use common::metrics::{Listener, Metric, NotReady, Shown};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::Moment;
 use tokio::sync::watch;
 
 /// In every program.
@@ -142,14 +143,14 @@ fn keeper_is_ready() -> Result<(), NotReady> {
 
 fn proxy_is_ready() -> Result<(), NotReady> {
     let starting = || NotReady::new("starting", "nothing is known yet");
-    let (ready, code, text) = PROXY.get().ok_or_else(starting)?.readiness(Instant::now());
+    let (ready, code, text) = PROXY.get().ok_or_else(starting)?.readiness(Moment::now());
     if ready { Ok(()) } else { Err(NotReady::new(code, text)) }
 }
 
 /// In Prometheus' text format, with the samples of a metric together, as it wants them.
 fn proxy_samples() -> String {
     let Some(status) = PROXY.get() else { return String::new() };
-    let mut samples = status.samples(Instant::now());
+    let mut samples = status.samples(Moment::now());
     samples.sort_by_key(|sample| sample.name);
     let mut text = String::new();
     let mut last = "";
@@ -214,7 +215,7 @@ mod tests {
     #[test]
     fn the_page_of_the_proxy_names_everything() {
         let page = include_str!("../../docs/proxy.md");
-        for Sample { name, .. } in Status::default().samples(Instant::now()) {
+        for Sample { name, .. } in Status::default().samples(Moment::now()) {
             assert!(page.contains(&format!("`{name}`")), "{name}");
         }
     }

@@ -1,7 +1,7 @@
 //! A lease that is kept alive in the background and replaced when it is lost.
 
-use crate::{LeaseId, SharedStore, StoreError};
-use std::time::{Duration, Instant};
+use crate::{LeaseId, Moment, SharedStore, StoreError};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -13,7 +13,7 @@ pub struct LeaseState {
     /// of the old one are gone and must be written again.
     pub id: Option<LeaseId>,
     /// Until this moment the lease surely lives: the last successful request was sent one TTL before.
-    pub alive_until: Instant,
+    pub alive_until: Moment,
 }
 
 /// Keeps a lease; when it is dropped the lease is left to expire, see [`KeptLease::revoke`].
@@ -33,7 +33,7 @@ impl Drop for KeptLease {
 impl KeptLease {
     /// Starts to keep a lease of `ttl` (whole seconds, etcd grants no less than 2 s by default).
     pub fn start(store: SharedStore, ttl: Duration) -> Self {
-        let (sender, receiver) = watch::channel(LeaseState { id: None, alive_until: Instant::now() });
+        let (sender, receiver) = watch::channel(LeaseState { id: None, alive_until: Moment::now() });
         let task = tokio::spawn(keep(store.clone(), ttl, sender));
         KeptLease { store, receiver, task }
     }
@@ -82,7 +82,7 @@ async fn keep(store: SharedStore, ttl: Duration, sender: watch::Sender<LeaseStat
     // Four tries per TTL: one lost or late keep-alive does no harm.
     let interval = ttl / 4;
     loop {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let mut pause = interval;
         let current = sender.borrow().id;
         let request = async {

@@ -4,6 +4,7 @@
 //! * [`etcd::EtcdStore`]: the real one. Reads are linearizable.
 //! * [`follow::Follower`]: a live copy of some keys, kept by a watch and re-read when the watch breaks.
 //! * [`lease::KeptLease`]: a lease that is kept alive, with the moment until which it surely lives.
+//! * [`Moment`]: a clock that goes on while the machine sleeps.
 //! * [`lock::Lock`]: the lock that commands hold while they change a cluster.
 
 pub mod etcd;
@@ -11,6 +12,7 @@ pub mod follow;
 pub mod lease;
 pub mod lock;
 pub mod memory;
+mod moment;
 pub mod stats;
 
 use async_trait::async_trait;
@@ -24,6 +26,7 @@ pub use follow::{Follower, Target, View};
 pub use lease::{KeptLease, LeaseState};
 pub use lock::Lock;
 pub use memory::MemoryStore;
+pub use moment::Moment;
 
 /// A store that can be shared by tasks.
 pub type SharedStore = Arc<dyn Store>;

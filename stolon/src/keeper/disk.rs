@@ -59,11 +59,10 @@ pub async fn run(root: PathBuf, results: watch::Sender<Disk>, probed: watch::Rec
         });
         // A look that hangs keeps its thread; the next one begins only when it has ended.
         let mut look = look;
-        let seen = match tokio::time::timeout(LIMIT, &mut look).await {
-            Ok(seen) => seen.unwrap_or(None),
-            Err(_) => {
-                tell(&results, judge(Some(hangs(&root)), &mut failures));
-                look.await.unwrap_or(None)
+        let seen = loop {
+            match tokio::time::timeout(LIMIT, &mut look).await {
+                Ok(seen) => break seen.unwrap_or(None),
+                Err(_) => tell(&results, judge(Some(hangs(&root)), &mut failures)),
             }
         };
         tell(&results, judge(seen, &mut failures));

@@ -1,10 +1,12 @@
 //! The keeper owns one PostgreSQL instance and makes it what the cluster data says.
 //!
-//! Five tasks share one thread:
+//! One thread works on PostgreSQL and on files ([`worker`] says why):
 //! * [`machine`] wakes on a change of the cluster data, on PostgreSQL's end, on a complete synchronous set and on a safety
 //!   timer; it looks ([`observe`]), plans ([`plan`], pure) and does ([`apply`], one function per step);
-//! * [`probe`] looks at the instance about once a second and right after each action;
-//! * [`disk`] writes and reads a small file now and then, and sets room aside for the keeper's own files;
+//! * [`probe`] looks at the instance about once a second and right after each action.
+//!
+//! Another one speaks with the others and never waits for a disk:
+//! * [`disk`] has a small file written and read now and then, and room set aside for the keeper's own files;
 //! * [`upstream`] notices at once when the followed server is gone;
 //! * [`publish`] keeps the keeper's record in the store, at once when something that matters changed.
 //!
@@ -33,6 +35,7 @@ mod rewind;
 mod trash;
 pub mod upstream;
 mod waldir;
+pub mod worker;
 
 use crate::access::random_uid;
 use crate::metrics::{self, Program};
@@ -54,9 +57,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Follower, SharedStore, Target as StoreTarget};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tracing::info;
 use upstream::UpstreamWatch;
+use worker::Worker;
 
 /// Limit of a statement to the own PostgreSQL while the specification's `requestTimeout` is not known or is 0.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -209,8 +213,10 @@ impl Tasks {
         let upstream_watch =
             UpstreamWatch { watched: probe.watched.clone(), probed: probed.clone(), results: upstream_sender };
         let challenges = Follower::start(store.clone(), vec![StoreTarget::Key(keys.challenge(&keeper.uid))]);
+        let (hangs_sender, hangs) = watch::channel(false);
         let publisher = Publisher {
             disk,
+            hangs,
             store,
             challenge_key: keys.challenge(&keeper.uid),
             key: keys.keeper_info(&keeper.uid),
@@ -220,7 +226,7 @@ impl Tasks {
             upstream,
             challenges: challenges.subscribe(),
         };
-        let mut machine = Machine::new(Parts {
+        let parts = Parts {
             config: Arc::new(config),
             dir,
             binaries,
@@ -236,20 +242,35 @@ impl Tasks {
             view: follower.subscribe(),
             key: keys.clusterdata(),
             order_key: keys.order(&order_uid),
-        });
-        let probing = tokio::spawn(probe.run());
-        let watching = tokio::spawn(upstream_watch.run());
+        };
+        let (order_stop, stopping) = oneshot::channel();
+        let (mut ended, pulse) = Worker::start(move || work(parts, probe, stopping))?.split();
+        let watching = [tokio::spawn(upstream_watch.run()), tokio::spawn(pulse.watch(hangs_sender)), looking];
         let publishing = tokio::spawn(publisher.run(stopped));
-        machine.run(termination.wait()).await;
-        metrics::keeper::SHUTDOWN.set_now();
-        info!("stopping");
-        let result = machine.shut_down().await;
-        probing.abort();
-        looking.abort();
-        watching.abort();
+        // Both branches are cancel-safe.
+        let result = tokio::select! {
+            () = termination.wait() => {
+                metrics::keeper::SHUTDOWN.set_now();
+                info!("stopping");
+                let _ = order_stop.send(());
+                ended.await
+            }
+            result = &mut ended => result,
+        };
         // The record goes last: while it is there, PostgreSQL may be running.
         let _ = stop.send(true);
         let _ = publishing.await;
-        Ok(result?)
+        watching.iter().for_each(tokio::task::JoinHandle::abort);
+        Ok(result.context("the keeper's work broke off; its last messages say why")??)
     }
+}
+
+/// Runs until it is told to stop, and stops PostgreSQL then.
+async fn work(parts: Parts, probe: Probe, stop: oneshot::Receiver<()>) -> error::Result<()> {
+    let mut machine = Machine::new(parts);
+    let probing = tokio::spawn(probe.run());
+    machine.run(async { drop(stop.await) }).await;
+    let result = machine.shut_down().await;
+    probing.abort();
+    result
 }

@@ -160,6 +160,13 @@ fn essence(info: &KeeperInfo) -> KeeperInfo {
     info
 }
 
+/// Takes the record out of the store.
+async fn retire(lease: KeptLease) {
+    if let Err(error) = lease.revoke().await {
+        warn!(%error, "the keeper's record stays in the store until its lease expires");
+    }
+}
+
 /// When a record is due, given the one that was put last (and when).
 fn due(last: Option<&(KeeperInfo, u64, Instant)>, info: &KeeperInfo, facts: &Facts) -> Option<Instant> {
     let Some((put, rewrites, at)) = last else { return Some(Instant::now()) };
@@ -179,6 +186,8 @@ pub struct Publisher {
     pub store: SharedStore,
     /// State of the disk. Its sender lives as long as the keeper.
     pub disk: watch::Receiver<Disk>,
+    /// The keeper's work hangs. Its sender lives as long as the keeper.
+    pub hangs: watch::Receiver<bool>,
     /// The record's key.
     pub key: String,
     /// Constants.
@@ -219,6 +228,11 @@ impl Publisher {
                     None => (with_disk(info, &disk), fresh),
                 }
             };
+            let hangs = *self.hangs.borrow_and_update();
+            if hangs && let Some(lease) = lease.take() {
+                (last, put_with) = (None, None);
+                retire(lease).await;
+            }
             let wanted_ttl = lease_seconds(facts.fail_interval);
             if lease.is_some()
                 && wanted_ttl != ttl
@@ -231,7 +245,7 @@ impl Publisher {
             ttl = wanted_ttl;
             let mut wait = Duration::from_secs(3600);
             // A look is under way that will show what the machine's last action did.
-            if !facts.cluster_uid.is_empty() && fresh {
+            if !facts.cluster_uid.is_empty() && fresh && !hangs {
                 let lease =
                     lease.get_or_insert_with(|| KeptLease::start(self.store.clone(), Duration::from_secs(ttl.into())));
                 let id = lease.state().id;
@@ -273,16 +287,15 @@ impl Publisher {
                 result = self.facts.changed() => if result.is_err() { break },
                 _ = self.probed.changed() => {}
                 _ = self.disk.changed() => {}
+                _ = self.hangs.changed() => {}
                 _ = self.upstream.changed() => {}
                 _ = self.challenges.changed() => {}
                 () = new_lease => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
         }
-        if let Some(lease) = lease
-            && let Err(error) = lease.revoke().await
-        {
-            warn!(%error, "the keeper's record stays in the store until its lease expires");
+        if let Some(lease) = lease {
+            retire(lease).await;
         }
     }
 
@@ -304,6 +317,8 @@ impl Publisher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use store::{Follower, Store as _, Target};
 
     #[test]
     fn the_lease_follows_the_fail_interval() {
@@ -327,5 +342,58 @@ mod tests {
         let rewritten = Facts { rewrites: 1, ..facts };
         assert_eq!(due(Some(&last), &info(1, 1), &rewritten), Some(now + Duration::from_millis(2500)));
         assert!(due(None, &info(1, 1), &rewritten).is_some());
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            uid: "k1".into(),
+            boot_uuid: "b".into(),
+            version: PostgresBinaryVersion::default(),
+            priority: None,
+            can_be_master: true,
+            can_be_synchronous_replica: true,
+            address: "127.0.0.1".into(),
+            port: "5432".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_record_goes_while_the_work_hangs_and_comes_back() {
+        let store = Arc::new(store::MemoryStore::new());
+        let challenges = Follower::start(store.clone(), vec![Target::Key("challenge".into())]);
+        let facts = watch::channel(Facts { cluster_uid: "c".into(), ..Default::default() });
+        let (disk, probed) = (watch::channel(Disk::default()), watch::channel(Probed::default()));
+        let (upstream, hangs, stop) = (watch::channel(None), watch::channel(false), watch::channel(false));
+        let publisher = Publisher {
+            store: store.clone(),
+            disk: disk.1,
+            hangs: hangs.1,
+            key: "k".into(),
+            identity: identity(),
+            facts: facts.1,
+            probed: probed.1,
+            upstream: upstream.1,
+            challenge_key: "challenge".into(),
+            challenges: challenges.subscribe(),
+        };
+        let follower = Follower::start(store.clone(), vec![Target::Key("k".into())]);
+        let mut records = follower.subscribe();
+        let publishing = tokio::spawn(publisher.run(stop.1));
+        let mut wait = async |there: bool| {
+            let _ = records.wait_for(|view| view.value("k").is_some() == there).await.unwrap();
+        };
+        wait(true).await;
+        hangs.0.send_replace(true);
+        wait(false).await;
+        // News don't bring it back.
+        facts.0.send_modify(|facts| facts.acted = 1);
+        store.put("challenge", b"x", None).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(store.get("k").await.unwrap().is_none());
+        hangs.0.send_replace(false);
+        wait(true).await;
+        stop.0.send_replace(true);
+        publishing.await.unwrap();
+        assert!(store.get("k").await.unwrap().is_none());
     }
 }

@@ -22,8 +22,8 @@ use model::ProxyUid;
 use model::stolon::keys::Keys;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use store::{Entry, Follower, LeaseId, SharedStore, Target, View};
+use std::time::Duration;
+use store::{Entry, Follower, LeaseId, Moment, SharedStore, Target, View};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -67,7 +67,7 @@ struct Proxy {
     connected: bool,
     entry: Option<Entry>,
     document: Document,
-    unusable_since: Option<Instant>,
+    unusable_since: Option<Moment>,
     lease: Option<HeldLease>,
     next_lease: Option<HeldLease>,
     next_tried: Option<LeaseId>,
@@ -79,7 +79,7 @@ struct Proxy {
     published: Option<Published>,
     /// The last record that was written, whatever happened since.
     record: Option<Published>,
-    retry_at: Option<Instant>,
+    retry_at: Option<Moment>,
     forwarding: Option<Destination>,
     gate: Arc<Gate>,
     route: Option<Arc<Route>>,
@@ -159,13 +159,13 @@ impl Proxy {
     }
 
     /// Takes steps until there is nothing to do before the moment that is returned.
-    async fn settle(&mut self) -> Instant {
+    async fn settle(&mut self) -> Moment {
         loop {
-            self.keep_lease(Instant::now());
-            self.resolve(Instant::now());
+            self.keep_lease(Moment::now());
+            self.resolve(Moment::now());
             // First of all: nothing may be published while a reader is where it must not be.
             self.enforce_replicas().await;
-            let now = Instant::now();
+            let now = Moment::now();
             let target = plan::target(&self.document, self.resolver.resolved());
             let facts = self.facts(now, &target);
             let (step, silence, reason) = (plan::next_step(&facts), facts.silence(), facts.reason());
@@ -187,7 +187,7 @@ impl Proxy {
     }
 
     /// What is to be done when no step is: leads waiting clients on. Gives the moment to wake up at.
-    async fn rest(&mut self, moment: Instant, now: Instant) -> Instant {
+    async fn rest(&mut self, moment: Moment, now: Moment) -> Moment {
         if self.door.is_open()
             && let Some(port) = &mut self.replicas
             && let Err(text) = port.open(now).await
@@ -210,12 +210,12 @@ impl Proxy {
             moments.extend(self.readers_until(now).filter(|until| now < *until));
         }
         self.show();
-        moments.into_iter().fold(moment, Instant::min)
+        moments.into_iter().fold(moment, Moment::min)
     }
 
     /// Readers may be connected until then: the sentinels know this proxy, and wait for it to confirm before anything
     /// that a reader must not see happens to a replica.
-    fn readers_until(&self, now: Instant) -> Option<Instant> {
+    fn readers_until(&self, now: Moment) -> Option<Moment> {
         let Document::Orders(orders) = &self.document else { return None };
         let record = self.record.as_ref().filter(|_| orders.enabled && self.door.is_open())?;
         let target = plan::target(&self.document, self.resolver.resolved());
@@ -223,7 +223,7 @@ impl Proxy {
     }
 
     async fn enforce_replicas(&mut self) {
-        let until = self.readers_until(Instant::now());
+        let until = self.readers_until(Moment::now());
         if let Some(port) = &mut self.replicas {
             port.enforce(until).await;
         }
@@ -245,7 +245,7 @@ impl Proxy {
         }
     }
 
-    fn facts<'a>(&'a self, now: Instant, target: &'a plan::Target) -> Facts<'a> {
+    fn facts<'a>(&'a self, now: Moment, target: &'a plan::Target) -> Facts<'a> {
         Facts {
             now,
             target,
@@ -265,7 +265,7 @@ impl Proxy {
     }
 
     /// Takes the first lease, and another one when the specification wants another length.
-    fn keep_lease(&mut self, now: Instant) {
+    fn keep_lease(&mut self, now: Moment) {
         self.retry_at = self.retry_at.filter(|moment| now < *moment);
         if self.document == Document::Unread {
             return;
@@ -295,7 +295,7 @@ impl Proxy {
         // The kept lease tries again only now and then: a new one is there at once, and the service with it.
         let back = connected && !self.connected;
         self.connected = connected;
-        if back && self.lease.as_ref().is_some_and(|l| l.is_silent(Instant::now())) {
+        if back && self.lease.as_ref().is_some_and(|l| l.is_silent(Moment::now())) {
             self.take_another_lease(self.timing());
         }
     }
@@ -318,7 +318,7 @@ impl Proxy {
             port.see_data(data);
         }
         let unusable = self.document == Document::Unusable;
-        self.unusable_since = unusable.then(|| self.unusable_since.unwrap_or_else(Instant::now));
+        self.unusable_since = unusable.then(|| self.unusable_since.unwrap_or_else(Moment::now));
     }
 
     /// Closes every socket that carries data, and returns when they are closed.
@@ -334,7 +334,7 @@ impl Proxy {
         self.status.master.cut.add(number as u64);
         warn!(connections = number, %reason, "all connections are cut off");
         self.told = Some(reason.clone());
-        self.show_reason(reason, Instant::now());
+        self.show_reason(reason, Moment::now());
     }
 
     async fn listen(&mut self) {
@@ -396,14 +396,14 @@ impl Proxy {
         }
     }
 
-    fn resolve(&mut self, now: Instant) {
+    fn resolve(&mut self, now: Moment) {
         if let Document::Orders(plan::Orders { master: Master::At(endpoint), .. }) = &self.document {
             self.resolver.want(endpoint, now);
         }
     }
 
     fn fail(&mut self, text: String) {
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.retry_at = Some(Moment::now() + RETRY);
         self.complain(text);
     }
 
@@ -417,7 +417,7 @@ impl Proxy {
 
     /// Waits for whatever comes first. Each branch is cancel-safe: channels and accepting lose nothing, futures under
     /// way stay in their fields until they have ended.
-    async fn next_event(&mut self, moment: Instant) -> Event {
+    async fn next_event(&mut self, moment: Moment) -> Event {
         tokio::select! {
             _ = self.view.changed() => Event::View,
             () = lease_changed(self.lease.as_mut()) => Event::Lease,
@@ -427,7 +427,7 @@ impl Proxy {
             client = self.door.accept() => Event::Accepted(client),
             Some(result) = self.connections.join_next() => Event::Ended(result.ok().and_then(Result::err)),
             event = replica_event(self.replicas.as_mut()) => Event::Replicas(event),
-            () = tokio::time::sleep_until(moment.into()) => Event::Time,
+            () = moment.wait() => Event::Time,
         }
     }
 

@@ -6,7 +6,8 @@ use super::sockets;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::Moment;
 use tokio::net::{TcpListener, TcpStream};
 
 /// When the system has no descriptors left, trying at once again would only burn the processor.
@@ -33,9 +34,9 @@ pub struct Client {
     /// What it came for.
     pub wants: Wants,
     /// It may wait until then.
-    until: Instant,
+    until: Moment,
     /// It is not to be led on before.
-    not_before: Instant,
+    not_before: Moment,
 }
 
 /// A server that could not be connected to, with the client it was for.
@@ -116,7 +117,7 @@ pub struct Door {
     wants: Wants,
     counters: Arc<Counters>,
     listener: Option<TcpListener>,
-    accept_after: Option<Instant>,
+    accept_after: Option<Moment>,
     held: VecDeque<Client>,
 }
 
@@ -171,18 +172,18 @@ impl Door {
     }
 
     /// Counts a client in.
-    pub fn welcome(&self, stream: TcpStream, now: Instant) -> Client {
+    pub fn welcome(&self, stream: TcpStream, now: Moment) -> Client {
         self.counters.accepted.add(1);
         Client { stream, wants: self.wants, until: now + self.hold, not_before: now }
     }
 
     /// Accepts nothing for a while, after an error.
-    pub fn pause(&mut self, now: Instant) {
+    pub fn pause(&mut self, now: Moment) {
         self.accept_after = Some(now + ACCEPT_PAUSE);
     }
 
     /// Lets a client wait, if it may and there is room; closes its connection otherwise.
-    pub fn hold(&mut self, client: Client, now: Instant) {
+    pub fn hold(&mut self, client: Client, now: Moment) {
         if now < client.until && self.held.len() < MOST_HELD {
             self.held.push_back(client);
         } else {
@@ -191,7 +192,7 @@ impl Door {
     }
 
     /// Lets a client wait whom the server did not take.
-    pub fn hold_refused(&mut self, mut client: Client, now: Instant) {
+    pub fn hold_refused(&mut self, mut client: Client, now: Moment) {
         client.not_before = now + AGAIN;
         // It was counted as failed already.
         if now < client.until && self.held.len() < MOST_HELD {
@@ -200,7 +201,7 @@ impl Door {
     }
 
     /// Takes out all clients who may be led on now, and closes the connections of those who have waited too long.
-    pub fn due(&mut self, now: Instant, leads_somewhere: bool) -> Vec<Client> {
+    pub fn due(&mut self, now: Moment, leads_somewhere: bool) -> Vec<Client> {
         let mut due = Vec::new();
         for client in std::mem::take(&mut self.held) {
             // A process that was suspended finds out here.
@@ -216,7 +217,7 @@ impl Door {
     }
 
     /// When something is to be done here without anybody coming.
-    pub fn next_moment(&mut self, now: Instant) -> Option<Instant> {
+    pub fn next_moment(&mut self, now: Moment) -> Option<Moment> {
         self.accept_after = self.accept_after.filter(|moment| now < *moment);
         let held = self.held.iter().flat_map(|client| [client.until, client.not_before]);
         held.chain(self.accept_after).filter(|moment| now < *moment).min()
@@ -233,14 +234,14 @@ mod tests {
         assert!(!door.is_open());
         door.open().await.unwrap();
         let client = TcpStream::connect(("127.0.0.1", door.port())).await.unwrap();
-        let accepted = door.welcome(door.accept().await.unwrap(), Instant::now());
+        let accepted = door.welcome(door.accept().await.unwrap(), Moment::now());
         (door, client, accepted)
     }
 
     #[tokio::test]
     async fn who_may_not_wait_is_turned_away() {
         let (mut door, mut client, accepted) = door(Duration::ZERO).await;
-        door.hold(accepted, Instant::now());
+        door.hold(accepted, Moment::now());
         assert_eq!((door.waiting(), door.counters.turned_away.get()), (0, 1));
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
     }
@@ -248,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_led_on_in_time_or_turned_away() {
         let (mut door, mut client, accepted) = door(Duration::from_secs(5)).await;
-        let now = Instant::now();
+        let now = Moment::now();
         door.hold(accepted, now);
         assert!(door.due(now, false).is_empty());
         assert!(door.next_moment(now).is_some_and(|moment| moment > now + Duration::from_secs(4)));
@@ -270,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn a_pause_ends() {
         let (mut door, _client, _accepted) = door(Duration::ZERO).await;
-        let now = Instant::now();
+        let now = Moment::now();
         door.pause(now);
         let _late = TcpStream::connect(("127.0.0.1", door.port())).await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(20), door.accept()).await.is_err());

@@ -2,13 +2,13 @@ use super::*;
 use crate::proxy::ProxyArgs;
 use crate::proxy::sockets::listen;
 use clap::Parser as _;
-use std::time::Instant;
+use store::Moment;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 fn open() -> Arc<Gate> {
     let gate = Gate::default();
-    gate.set(Some(Instant::now() + Duration::from_secs(60)));
+    gate.set(Some(Moment::now() + Duration::from_secs(60)));
     Arc::new(gate)
 }
 
@@ -93,7 +93,7 @@ async fn being_cut_resets_the_server_and_ends_the_client() {
 async fn nothing_passes_a_shut_gate() {
     let gate = open();
     let Connection { mut client, mut server, mut tasks, .. } = connection(gate.clone()).await;
-    gate.set(Some(Instant::now()));
+    gate.set(Some(Moment::now()));
     client.write_all(b"COMMIT").await.unwrap();
     tasks.join_next().await.unwrap().unwrap().unwrap();
     assert!(server.read(&mut [0; 8]).await.is_err());

@@ -1,8 +1,7 @@
 //! The lease that the proxy's record hangs on.
 
 use super::plan::{LeaseTimes, Timing};
-use std::time::Instant;
-use store::{KeptLease, LeaseState, SharedStore};
+use store::{KeptLease, LeaseState, Moment, SharedStore};
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -57,7 +56,7 @@ impl HeldLease {
     }
 
     /// Its last word from the store is older than a keep-alive that went well would leave it.
-    pub fn is_silent(&self, now: Instant) -> bool {
+    pub fn is_silent(&self, now: Moment) -> bool {
         let times = self.times();
         times.id.is_none() || times.contact() + self.timing.ttl / 2 < now
     }

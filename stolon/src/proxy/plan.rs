@@ -6,8 +6,8 @@ use pg::endpoints::Endpoint;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use store::LeaseId;
+use std::time::Duration;
+use store::{LeaseId, Moment};
 
 /// All doors are shut this long before the lease can end, to be sure against clocks that run differently fast and
 /// against the time that shutting takes.
@@ -58,19 +58,19 @@ pub struct LeaseTimes {
     /// `None`: there is none now.
     pub id: Option<LeaseId>,
     /// It surely lives until then.
-    pub alive_until: Instant,
+    pub alive_until: Moment,
     /// What it was taken for.
     pub timing: Timing,
 }
 
 impl LeaseTimes {
     /// When the last request that the store answered was sent.
-    pub fn contact(&self) -> Instant {
+    pub fn contact(&self) -> Moment {
         self.alive_until.checked_sub(self.timing.ttl).unwrap_or(self.alive_until)
     }
 
     /// Without another word from the store everything is shut at this moment.
-    pub fn deadline(&self) -> Instant {
+    pub fn deadline(&self) -> Moment {
         let before_end = self.alive_until.checked_sub(MARGIN).unwrap_or(self.alive_until);
         before_end.min(self.contact() + self.timing.own)
     }
@@ -256,20 +256,20 @@ pub struct Published {
     /// What it said.
     pub order: Order,
     /// When it was sent.
-    pub sent: Instant,
+    pub sent: Moment,
 }
 
 /// Everything that the next step depends on.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
     /// The time.
-    pub now: Instant,
+    pub now: Moment,
     /// What the cluster data asks for.
     pub target: &'a Target,
     /// The cluster data's revision.
     pub revision: i64,
     /// The cluster data has been unusable since.
-    pub unusable_since: Option<Instant>,
+    pub unusable_since: Option<Moment>,
     /// The specification's timing.
     pub timing: Timing,
     /// The lease in force.
@@ -289,16 +289,16 @@ pub struct Facts<'a> {
     /// A publication is under way.
     pub publishing: bool,
     /// Nothing that failed is tried again before.
-    pub retry_at: Option<Instant>,
+    pub retry_at: Option<Moment>,
 }
 
 /// The store does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// Since this last word.
-    pub since: Instant,
+    pub since: Moment,
     /// All connections are cut off then, unless it answers.
-    pub cut_at: Instant,
+    pub cut_at: Moment,
 }
 
 /// What to do next.
@@ -315,17 +315,17 @@ pub enum Step {
     /// Forward connections from now on.
     Forward(Destination),
     /// Nothing, unless something changes or this moment comes.
-    Wait(Instant),
+    Wait(Moment),
 }
 
 impl Facts<'_> {
     /// Connections may be forwarded until then; `None`: not at all.
-    pub fn forward_until(&self) -> Option<Instant> {
+    pub fn forward_until(&self) -> Option<Moment> {
         self.entitled_until(self.published?)
     }
 
     /// A sentinel that takes a db's role away surely waits for this proxy until then, because of this record of it.
-    pub fn entitled_until(&self, published: &Published) -> Option<Instant> {
+    pub fn entitled_until(&self, published: &Published) -> Option<Moment> {
         let lease = self.lease?;
         if lease.id != Some(published.order.lease) {
             return None;
@@ -349,7 +349,7 @@ impl Facts<'_> {
     }
 
     /// The listening socket stays open until then.
-    fn listen_until(&self) -> Option<Instant> {
+    fn listen_until(&self) -> Option<Moment> {
         let silent = self.leases().map(|lease| lease.deadline()).max()?;
         Some(self.unusable_since.map_or(silent, |since| silent.min(since + self.timing.own)))
     }
@@ -393,7 +393,7 @@ impl Facts<'_> {
         (!same || old).then_some(order)
     }
 
-    fn next_moment(&self) -> Instant {
+    fn next_moment(&self) -> Moment {
         let mut moments = vec![self.now + Duration::from_secs(30)];
         moments.extend(self.retry_at);
         if self.lease.is_some() && !self.hears() {

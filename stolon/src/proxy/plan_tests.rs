@@ -1,6 +1,7 @@
 use super::*;
 use model::stolon::DataError;
 use serde_json::json;
+use store::Moment;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: LeaseId = LeaseId(7);
@@ -100,7 +101,7 @@ fn the_announced_timeout_never_falls_short() {
 
 /// A proxy in full service at a given moment after the start of the clock.
 struct Scene {
-    start: Instant,
+    start: Moment,
     target: Target,
     published: Option<Published>,
     forwarding: Option<Destination>,
@@ -108,17 +109,17 @@ struct Scene {
     lease: Option<LeaseTimes>,
     next_lease: Option<LeaseTimes>,
     next_tried: Option<LeaseId>,
-    unusable_since: Option<Instant>,
+    unusable_since: Option<Moment>,
     timing: Timing,
     listening: bool,
     stop_listening: bool,
     publishing: bool,
-    retry_at: Option<Instant>,
+    retry_at: Option<Moment>,
 }
 
 impl Scene {
     fn serving() -> Self {
-        let start = Instant::now();
+        let start = Moment::now();
         let timing = Timing::new(15 * SECOND);
         let order = Order { generation: 3, revision: 100, lease: LEASE, ttl: 16 * SECOND, announced: LEAST_ANNOUNCED };
         Scene {

@@ -11,7 +11,8 @@ use pg::endpoints::Endpoint;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::Moment;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -38,13 +39,13 @@ struct Pool {
     connections: JoinSet<Result<(), Refused>>,
     on_the_way: OnTheWay,
     unfit: Option<Unfit>,
-    avoid_until: Instant,
+    avoid_until: Moment,
     /// Among equally loaded ones the one that has waited longest is next.
     turn: u64,
 }
 
 impl Pool {
-    fn load(&self, now: Instant) -> (bool, usize, u64) {
+    fn load(&self, now: Moment) -> (bool, usize, u64) {
         (now < self.avoid_until, self.connections.len(), self.turn)
     }
 }
@@ -69,7 +70,7 @@ impl Pools {
     }
 
     /// Connections are allowed until then; `None`: not at all. To be followed by [`Pools::apply`].
-    pub fn allow(&self, until: Option<Instant>) {
+    pub fn allow(&self, until: Option<Moment>) {
         self.gate.set(until);
     }
 
@@ -140,7 +141,7 @@ impl Pools {
             connections: JoinSet::new(),
             on_the_way: OnTheWay::default(),
             unfit: None,
-            avoid_until: Instant::now(),
+            avoid_until: Moment::now(),
             turn: 0,
         }
     }
@@ -154,7 +155,7 @@ impl Pools {
     ///
     /// # Errors
     /// There is no replica now.
-    pub fn lead(&mut self, client: Client, now: Instant) -> Result<(), Client> {
+    pub fn lead(&mut self, client: Client, now: Moment) -> Result<(), Client> {
         if !self.leads_somewhere() {
             return Err(client);
         }
@@ -173,7 +174,7 @@ impl Pools {
     }
 
     /// Forgets connections that have ended; gives clients whose replica could not be connected to.
-    pub fn reap(&mut self, now: Instant) -> Vec<Client> {
+    pub fn reap(&mut self, now: Moment) -> Vec<Client> {
         let mut refused = Vec::new();
         for (uid, pool) in &mut self.pools {
             while let Some(ended) = pool.connections.try_join_next() {

@@ -2,6 +2,7 @@ use super::*;
 use crate::proxy::ProxyArgs;
 use crate::proxy::door::{Door, Wants};
 use clap::Parser as _;
+use store::Moment;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -23,7 +24,7 @@ impl Scene {
             replicas.push((uid.into(), TcpListener::bind("127.0.0.1:0").await.unwrap()));
         }
         let pools = Pools::new(options, counters);
-        pools.allow(Some(Instant::now() + Duration::from_secs(60)));
+        pools.allow(Some(Moment::now() + Duration::from_secs(60)));
         Scene { pools, door, replicas }
     }
 
@@ -43,8 +44,8 @@ impl Scene {
     /// A reader, with the index of the replica that it was led to and that one's end of the connection.
     async fn reader(&mut self) -> Option<(TcpStream, usize, TcpStream)> {
         let mut reader = TcpStream::connect(("127.0.0.1", self.door.port())).await.unwrap();
-        let client = self.door.welcome(self.door.accept().await.unwrap(), Instant::now());
-        self.pools.lead(client, Instant::now()).ok()?;
+        let client = self.door.welcome(self.door.accept().await.unwrap(), Moment::now());
+        self.pools.lead(client, Moment::now()).ok()?;
         let (a, b) = (&self.replicas[0].1, &self.replicas[1].1);
         let (index, mut server) = tokio::select! {
             accepted = a.accept() => (0, accepted.unwrap().0),
@@ -71,7 +72,7 @@ async fn readers_are_spread_by_the_number_of_connections() {
     drop(gone);
     for _ in 0..3 {
         scene.pools.ended().await;
-        scene.pools.reap(Instant::now());
+        scene.pools.reap(Moment::now());
         if scene.pools.states()[0].connections == 0 {
             break;
         }
@@ -110,7 +111,7 @@ async fn a_replica_that_becomes_unfit_loses_its_readers_before_apply_returns() {
     assert_eq!(readers[1].0.read(&mut [0; 1]).await.unwrap(), 0);
     scene.both_fit().await;
     let (mut reader, _, _server) = scene.reader().await.unwrap();
-    scene.pools.allow(Some(Instant::now()));
+    scene.pools.allow(Some(Moment::now()));
     scene.both_fit().await;
     assert_eq!(reader.read(&mut [0; 1]).await.unwrap(), 0);
     assert!(scene.pools.states().is_empty());
@@ -125,10 +126,10 @@ async fn a_replica_that_refuses_is_avoided_and_gives_the_reader_back() {
     };
     scene.judge([Verdict::Fit(nowhere), Verdict::Fit(scene.endpoint(1))]).await;
     let _reader = TcpStream::connect(("127.0.0.1", scene.door.port())).await.unwrap();
-    let client = scene.door.welcome(scene.door.accept().await.unwrap(), Instant::now());
-    assert!(scene.pools.lead(client, Instant::now()).is_ok());
+    let client = scene.door.welcome(scene.door.accept().await.unwrap(), Moment::now());
+    assert!(scene.pools.lead(client, Moment::now()).is_ok());
     scene.pools.ended().await;
-    let now = Instant::now();
+    let now = Moment::now();
     assert_eq!(scene.pools.reap(now).len(), 1);
     for _ in 0..2 {
         assert_eq!(scene.reader().await.unwrap().1, 1);

@@ -5,8 +5,7 @@ use crate::access::random_uid;
 use model::stolon::keys::Keys;
 use model::stolon::{Extra, ProxyInfo};
 use model::{GoDuration, ProxyUid};
-use std::time::Instant;
-use store::{Compare, Entry, Op, SharedStore, StoreError};
+use store::{Compare, Entry, Moment, Op, SharedStore, StoreError};
 
 /// Who publishes, and where.
 #[derive(Clone, Debug)]
@@ -29,7 +28,7 @@ pub struct Publisher {
 #[derive(Debug)]
 pub enum Outcome {
     /// Done; it was sent at this moment.
-    Done(Order, Instant),
+    Done(Order, Moment),
     /// The cluster data is no longer what was decided upon; this is what it is now.
     Stale(Option<Entry>),
     /// The store failed. The record may have been written all the same.
@@ -39,7 +38,7 @@ pub enum Outcome {
 impl Publisher {
     /// Publishes what `order` says, if the cluster data still has the revision that it was made for.
     pub async fn publish(self, order: Order) -> Outcome {
-        let sent = Instant::now();
+        let sent = Moment::now();
         match self.write(&order).await {
             Ok(true) => Outcome::Done(order, sent),
             Ok(false) => match self.store.get(&self.keys.clusterdata()).await {

@@ -19,8 +19,7 @@ use model::{DbUid, KeeperUid};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
-use store::{Follower, SharedStore, Target, View};
+use store::{Follower, Moment, SharedStore, Target, View};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -42,7 +41,7 @@ pub struct ReplicaPort {
     records: BTreeMap<String, (i64, Option<KeeperInfo>)>,
     data: Option<ClusterData>,
     verdicts: BTreeMap<DbUid, Verdict>,
-    open_after: Option<Instant>,
+    open_after: Option<Moment>,
 }
 
 /// What happened at the port.
@@ -116,9 +115,9 @@ impl ReplicaPort {
     }
 
     /// Allows connections until then, and closes those that must not be, before it returns.
-    pub async fn enforce(&mut self, until: Option<Instant>) {
+    pub async fn enforce(&mut self, until: Option<Moment>) {
         self.pools.allow(until);
-        let now = Instant::now();
+        let now = Moment::now();
         for client in self.pools.apply(&self.verdicts).await {
             self.door.hold(client, now);
         }
@@ -128,7 +127,7 @@ impl ReplicaPort {
     ///
     /// # Errors
     /// The port is taken, or the address is not ours.
-    pub async fn open(&mut self, now: Instant) -> Result<(), String> {
+    pub async fn open(&mut self, now: Moment) -> Result<(), String> {
         if self.door.is_open() || self.open_after.is_some_and(|moment| now < moment) {
             return Ok(());
         }
@@ -146,7 +145,7 @@ impl ReplicaPort {
     }
 
     /// Readers who may be led on now.
-    pub fn due(&mut self, now: Instant, leads_to_master: bool) -> Vec<Client> {
+    pub fn due(&mut self, now: Moment, leads_to_master: bool) -> Vec<Client> {
         for client in self.pools.reap(now) {
             self.door.hold_refused(client, now);
         }
@@ -154,7 +153,7 @@ impl ReplicaPort {
     }
 
     /// When something is to be done here by itself.
-    pub fn next_moment(&mut self, now: Instant) -> Option<Instant> {
+    pub fn next_moment(&mut self, now: Moment) -> Option<Moment> {
         self.open_after = self.open_after.filter(|moment| now < *moment);
         [self.open_after, self.door.next_moment(now)].into_iter().flatten().min()
     }

@@ -6,7 +6,8 @@ use pg::endpoints::Endpoint;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::Moment;
 
 /// A resolver that is silent this long is taken as one that doesn't know.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -18,7 +19,7 @@ type LookUp = BoxFuture<'static, (Endpoint, io::Result<Vec<SocketAddr>>)>;
 pub struct Resolver {
     resolved: Option<Destination>,
     under_way: Option<LookUp>,
-    after: Option<Instant>,
+    after: Option<Moment>,
 }
 
 impl Resolver {
@@ -28,7 +29,7 @@ impl Resolver {
     }
 
     /// Looks a name up if it is not known yet.
-    pub fn want(&mut self, endpoint: &Endpoint, now: Instant) {
+    pub fn want(&mut self, endpoint: &Endpoint, now: Moment) {
         self.after = self.after.filter(|moment| now < *moment);
         if self.resolved.as_ref().is_some_and(|resolved| resolved.endpoint == *endpoint) {
             return;
@@ -50,7 +51,7 @@ impl Resolver {
     }
 
     /// Not asked again before.
-    pub fn next_moment(&self) -> Option<Instant> {
+    pub fn next_moment(&self) -> Option<Moment> {
         self.after
     }
 
@@ -69,7 +70,7 @@ impl Resolver {
                 Ok(())
             }
             Err(error) => {
-                self.after = Some(Instant::now() + RETRY);
+                self.after = Some(Moment::now() + RETRY);
                 Err(format!("can't resolve the master's host name {}: {error}", endpoint.host))
             }
         }

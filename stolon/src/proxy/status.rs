@@ -4,7 +4,8 @@ use super::counters::Counters;
 use super::plan::{Reason, Silence};
 use super::pools::ReplicaState;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::Moment;
 
 /// Shared between the proxy and who shows it.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct State {
     /// Why it forwards to the master, or doesn't.
     pub reason: Reason,
     /// Since when.
-    pub since: Instant,
+    pub since: Moment,
     /// The last generation that it has published.
     pub generation: Option<i64>,
     /// Where it forwards to, as `host:port`.
@@ -54,7 +55,7 @@ impl Default for Status {
     fn default() -> Self {
         let state = State {
             reason: Reason::Unread,
-            since: Instant::now(),
+            since: Moment::now(),
             generation: None,
             destination: None,
             silence: None,
@@ -83,14 +84,14 @@ impl Status {
     }
 
     /// For a readiness check: a code, and a sentence with the time since when.
-    pub fn readiness(&self, now: Instant) -> (bool, &'static str, String) {
+    pub fn readiness(&self, now: Moment) -> (bool, &'static str, String) {
         let state = self.state();
         let since = now.saturating_duration_since(state.since).as_secs();
         (state.reason == Reason::Ready, state.reason.code(), format!("{} (for {since} s)", state.reason))
     }
 
     /// All metrics.
-    pub fn samples(&self, now: Instant) -> Vec<Sample> {
+    pub fn samples(&self, now: Moment) -> Vec<Sample> {
         let state = self.state();
         let gauge = |name, help, labels, value| Sample { name, help, is_counter: false, labels, value };
         let mut samples = vec![
@@ -164,7 +165,7 @@ fn counts(port: &str, counters: &Counters) -> Vec<Sample> {
 
 impl Silence {
     /// How long it has lasted.
-    pub fn lasts(&self, now: Instant) -> Duration {
+    pub fn lasts(&self, now: Moment) -> Duration {
         now.saturating_duration_since(self.since)
     }
 }
@@ -177,7 +178,7 @@ mod tests {
     #[test]
     fn it_says_why_it_is_not_ready() {
         let status = Status::default();
-        let later = Instant::now() + Duration::from_secs(7);
+        let later = Moment::now() + Duration::from_secs(7);
         assert_eq!(status.readiness(later), (false, "store_unread", "the store was not read yet (for 7 s)".to_owned()));
         status.change(|state| state.reason = Reason::Ready);
         assert!(status.is_ready());
@@ -188,7 +189,7 @@ mod tests {
     fn names_and_labels_are_told_apart() {
         let status = Status::default();
         status.master.accepted.add(3);
-        let samples = status.samples(Instant::now());
+        let samples = status.samples(Moment::now());
         let keys: BTreeSet<String> = samples.iter().map(|s| format!("{}{:?}", s.name, s.labels)).collect();
         assert_eq!(keys.len(), samples.len());
         let accepted = samples.iter().find(|s| s.name == "stolon_proxy_accepted_total").unwrap();

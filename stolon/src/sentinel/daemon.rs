@@ -316,7 +316,7 @@ impl Sentinel {
     }
 
     fn note_leadership(&mut self, entries: &Entries) {
-        let leading = self.candidacy.leads(entries, Instant::now());
+        let leading = self.candidacy.leads(entries, store::Moment::now());
         if leading != self.leading {
             info!(cluster = self.cluster, "{}", if leading { "this sentinel leads" } else { "this sentinel waits" });
             self.leading = leading;

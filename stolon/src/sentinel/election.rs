@@ -4,8 +4,8 @@
 use super::observe::Entries;
 use model::stolon::SentinelInfo;
 use model::stolon::keys::Keys;
-use std::time::{Duration, Instant};
-use store::{Compare, KeptLease, LeaseId, LeaseState, Op, SharedStore, StoreError};
+use std::time::Duration;
+use store::{Compare, KeptLease, LeaseId, LeaseState, Moment, Op, SharedStore, StoreError};
 use tokio::sync::watch;
 
 /// A dead leader is replaced after so long. Go's sentinels take 20 s; the protocol does not depend on it.
@@ -91,7 +91,7 @@ impl Candidacy {
     }
 
     /// True if this candidate leads, and surely still does at `now`.
-    pub fn leads(&self, entries: &Entries, now: Instant) -> bool {
+    pub fn leads(&self, entries: &Entries, now: Moment) -> bool {
         let state = self.lease.state();
         let Some(lease) = state.id.filter(|_| now < state.alive_until) else { return false };
         let oldest = leader(entries, &self.keys);

@@ -8,7 +8,7 @@ use model::stolon::{ClusterData, KeeperInfo, PostgresState, ProxyInfo, StolonSpe
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use store::{EtcdStore, Follower, KeptLease, SharedStore, StoreOptions, Target};
+use store::{EtcdStore, Follower, KeptLease, Moment, SharedStore, StoreOptions, Target};
 use testkit::etcd::Etcd;
 use tokio::sync::oneshot;
 
@@ -38,7 +38,7 @@ impl Runner {
             loop {
                 let view = self.follower.view();
                 self.candidacy.enter(&view.entries, view.revision).await.unwrap();
-                if view.connected && self.candidacy.leads(&view.entries, Instant::now()) == leads {
+                if view.connected && self.candidacy.leads(&view.entries, Moment::now()) == leads {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,12 +1,16 @@
-//! The disk is full.
+//! The disk is full, or slow.
 
 use crate::lab;
 use model::stolon::Problem;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::unistd::{User, chown, geteuid};
+use nix::sys::stat::Mode;
+use nix::unistd::{User, chown, geteuid, mkfifo};
 use serde_json::json;
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use testkit::stolon::{Keeper, Lab, eventually};
 
 /// A small file system in memory.
@@ -34,6 +38,24 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Makes a write take as long as wanted: a pipe is open for writing only when somebody has opened it for reading.
+struct SlowWrite(PathBuf);
+
+impl SlowWrite {
+    fn begin(path: PathBuf) -> Self {
+        mkfifo(&path, Mode::empty()).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        SlowWrite(path)
+    }
+
+    /// The write goes on, and fails, as nothing can make a pipe durable.
+    fn end(self) {
+        let reader = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.0).unwrap();
+        std::fs::remove_file(&self.0).unwrap();
+        drop(reader);
     }
 }
 
@@ -94,6 +116,26 @@ async fn a_full_disk_is_told_loses_nothing_and_is_recovered_from() {
     eventually("room is set aside again", async || lab.keeper(0).root().join("reserve").exists()).await;
     drop(lab);
     drop(disk);
+}
+
+#[tokio::test]
+async fn a_write_that_takes_seconds_is_no_reason_for_a_failover() {
+    let lab = lab().synchronous(0, 1).up().await;
+    let writer = lab.writer().await;
+    writer.progress(50).await;
+    let master = lab.master().await;
+    let slow = SlowWrite::begin(lab.keeper(master).root().join(".dbstate.new"));
+    lab.ctl(&["update", "--patch", r#"{"pgParameters": {"work_mem": "5MB"}}"#]).await;
+    lab.keeper(master).pg.wait_for("SHOW work_mem", "5MB").await;
+    // More than twice as long as its lease lives.
+    lab.never("another master", Duration::from_secs(5), |data| lab.published_in(data) != Some(master)).await;
+    assert!(lab.info(master).await.is_some());
+    slow.end();
+    eventually("the write comes to its end", async || lab.keeper(master).log().contains("write")).await;
+    lab.ready().await;
+    assert_eq!(lab.master().await, master);
+    writer.progress(50).await;
+    writer.finish().await.check(&lab.proxy(0).pg).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::proxy::replica_port;
 use crate::proxy::sockets::Upstream;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use store::Moment;
 use tokio::net::TcpStream;
 use tracing::info;
 
@@ -32,14 +32,14 @@ impl Proxy {
     }
 
     /// Leads a client to where it wants, or lets it wait.
-    pub(super) fn lead(&mut self, client: Client, now: Instant) {
+    pub(super) fn lead(&mut self, client: Client, now: Moment) {
         match client.wants {
             Wants::Master => self.lead_to_master(client, now),
             Wants::Replica => self.lead_to_replica(client, now),
         }
     }
 
-    fn lead_to_master(&mut self, client: Client, now: Instant) {
+    fn lead_to_master(&mut self, client: Client, now: Moment) {
         match self.route.clone().filter(|_| self.gate.is_open()) {
             Some(route) => {
                 let slot = self.on_the_way.add(client);
@@ -49,7 +49,7 @@ impl Proxy {
         }
     }
 
-    fn lead_to_replica(&mut self, client: Client, now: Instant) {
+    fn lead_to_replica(&mut self, client: Client, now: Moment) {
         let to_master = self.route.clone().filter(|_| self.gate.is_open());
         let Some(port) = &mut self.replicas else { return };
         let Err(client) = port.pools.lead(client, now) else { return };
@@ -65,7 +65,7 @@ impl Proxy {
     }
 
     pub(super) fn see_client(&mut self, result: io::Result<TcpStream>) {
-        let now = Instant::now();
+        let now = Moment::now();
         match result {
             Ok(stream) => {
                 let client = self.door.welcome(stream, now);
@@ -79,7 +79,7 @@ impl Proxy {
     }
 
     pub(super) fn see_replicas(&mut self, event: replica_port::Event) {
-        let now = Instant::now();
+        let now = Moment::now();
         let Some(port) = &mut self.replicas else { return };
         match event {
             replica_port::Event::Accepted(Ok(stream)) => {
@@ -102,7 +102,7 @@ impl Proxy {
     /// A connection of the master's has ended, perhaps before it began.
     pub(super) fn see_end(&mut self, refused: Option<Refused>) {
         let Some(Refused { client, error }) = refused else { return };
-        let now = Instant::now();
+        let now = Moment::now();
         if let Some(master) = &self.forwarding {
             self.complain(format!("can't connect to the master at {}: {error}", master.endpoint));
         }
@@ -111,7 +111,7 @@ impl Proxy {
 
     /// Takes clients back whose master is none any more before a byte was exchanged.
     pub(super) fn take_back(&mut self) {
-        let now = Instant::now();
+        let now = Moment::now();
         for client in self.on_the_way.give_back() {
             self.door_of(&client).hold(client, now);
         }

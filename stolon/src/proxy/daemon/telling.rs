@@ -2,12 +2,12 @@
 
 use super::Proxy;
 use crate::proxy::plan::{Reason, Silence};
-use std::time::Instant;
+use store::Moment;
 use tracing::{info, warn};
 
 impl Proxy {
     /// Logs why nothing is forwarded, once per reason.
-    pub(super) fn tell(&mut self, reason: &Reason, now: Instant) {
+    pub(super) fn tell(&mut self, reason: &Reason, now: Moment) {
         if self.forwarding.is_none() && *reason != Reason::Ready && self.told.as_ref() != Some(reason) {
             info!(%reason, "not forwarding");
             self.told = Some(reason.clone());
@@ -19,7 +19,7 @@ impl Proxy {
     }
 
     /// Logs that connections are about to be cut off, early enough for somebody to look at the store.
-    pub(super) fn tell_silence(&mut self, silence: Option<Silence>, now: Instant) {
+    pub(super) fn tell_silence(&mut self, silence: Option<Silence>, now: Moment) {
         if let Some(silence) = silence.filter(|_| !self.silent) {
             let silent = silence.lasts(now).as_millis();
             let left = silence.cut_at.saturating_duration_since(now).as_millis();
@@ -33,7 +33,7 @@ impl Proxy {
         self.status.change(|state| state.silence = silence);
     }
 
-    pub(super) fn show_reason(&self, reason: &Reason, now: Instant) {
+    pub(super) fn show_reason(&self, reason: &Reason, now: Moment) {
         self.status.change(|state| {
             if state.reason != *reason {
                 state.reason = reason.clone();
