@@ -1,9 +1,10 @@
 //! A client that commits rows one by one and remembers which ones were acknowledged, and when.
 
 use crate::playground::connect;
+use anyhow::Context as _;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
@@ -20,6 +21,7 @@ pub struct Acknowledged {
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     task: JoinHandle<Vec<Acknowledged>>,
 }
 
@@ -31,8 +33,23 @@ impl Writer {
     /// until it is confirmed or turns out to be there.
     pub fn start(connstr: String, table: &'static str, ids: Vec<i32>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(write(connstr, table, ids, stop.clone()));
-        Writer { stop, task }
+        let count = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(write(connstr, table, ids, stop.clone(), count.clone()));
+        Writer { stop, count, task }
+    }
+
+    /// Waits for so many more acknowledged rows.
+    ///
+    /// # Errors
+    /// They do not come within `limit`.
+    pub async fn progress(&self, more: usize, limit: Duration) -> anyhow::Result<()> {
+        let goal = self.count.load(Ordering::Relaxed) + more;
+        let reached = async {
+            while self.count.load(Ordering::Relaxed) < goal {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(limit, reached).await.with_context(|| format!("no {more} commits within {limit:?}"))
     }
 
     /// Ends it; gives what was acknowledged, in order.
@@ -45,7 +62,13 @@ impl Writer {
     }
 }
 
-async fn write(connstr: String, table: &str, ids: Vec<i32>, stop: Arc<AtomicBool>) -> Vec<Acknowledged> {
+async fn write(
+    connstr: String,
+    table: &str,
+    ids: Vec<i32>,
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+) -> Vec<Acknowledged> {
     let sql = format!("insert into {table} values ($1, 'a row')");
     let mut acknowledged = Vec::new();
     let mut session = None;
@@ -64,6 +87,7 @@ async fn write(connstr: String, table: &str, ids: Vec<i32>, stop: Arc<AtomicBool
         match tokio::time::timeout(PATIENCE, client.execute(&sql, &[&id])).await {
             Ok(Ok(_)) => {
                 acknowledged.push(Acknowledged { id, at: Instant::now() });
+                count.store(acknowledged.len(), Ordering::Relaxed);
                 ids.next();
             }
             // A commit whose answer was lost: the row is there, but nobody promised it.
