@@ -3,24 +3,23 @@
 use super::datadir::{DbState, write_file};
 use super::error::{KeeperError, Result, io};
 use super::machine::{Interest, Machine};
+use super::pauses::Pauses;
 use super::plan::{Files, Step};
 use super::postgres::binaries;
 use super::postgres::conf;
 use super::postgres::in_force::{self, Backend};
 use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
-use super::{restore, trash, waldir};
+use super::{observe, restore, trash, waldir};
 use chrono::Utc;
 use model::DbUid;
 use model::stolon::{NewConfig, Problem};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-/// Pause while waiting for our own PostgreSQL to get on.
-const POLL: Duration = Duration::from_millis(20);
 /// How long a promotion may take before the pass is given up (PostgreSQL goes on with it).
 const PROMOTE_LIMIT: Duration = Duration::from_secs(60);
 /// How long is waited for a session that does not take the files.
@@ -210,8 +209,8 @@ impl Machine {
         let Files { conf, hba } = files;
         let pgdata = self.dir.pgdata();
         self.reload_owed = true;
-        write_file(&pgdata.join("postgresql.conf"), conf.as_bytes())?;
-        write_file(&pgdata.join("pg_hba.conf"), hba.as_bytes())
+        write_changed(&pgdata.join("postgresql.conf"), conf)?;
+        write_changed(&pgdata.join("pg_hba.conf"), hba)
     }
 
     pub(super) async fn apply_start(&mut self, settings: Vec<String>) -> Result<()> {
@@ -276,7 +275,8 @@ impl Machine {
         let wanted = conf::synchronous_dbs(sync_names);
         // Those that stay keep their floor: commits never cease to wait for them.
         self.watched.send_modify(|watched| watched.floors.retain(|db, _| wanted.contains(db)));
-        self.names_in_force = None;
+        // Names that are in force, and are the same in the files, stay in force while these are read again.
+        let proven = self.names_in_force.take().filter(|proven| *proven == (postmaster.pid, sync_names.to_owned()));
         let ready = process::read_pid_file(&self.dir.pgdata()).is_some_and(|file| file.ready);
         let session = if ready { Some(self.sql().await?) } else { None };
         let read = match &session {
@@ -286,7 +286,9 @@ impl Machine {
         process::reload(postmaster.pid)?;
         if let (Some(session), Some(read)) = (session, read) {
             wait_for_reading(&session, &read).await?;
-            wait_for_names(&session, sync_names).await?;
+            if proven.is_none() {
+                wait_for_names(&session, sync_names).await?;
+            }
             self.names_in_force = Some((postmaster.pid, sync_names.to_owned()));
             self.set_floors(&session, &wanted).await?;
         }
@@ -323,7 +325,7 @@ impl Machine {
         if self.changed_since(interest) {
             return Err(KeeperError::NotYet("not promoting: the cluster wants something else now".into()));
         }
-        let started = Instant::now();
+        let (started, mut pauses) = (Instant::now(), Pauses::new());
         let session = self.sql().await?;
         session.promote().await?;
         while session.in_recovery().await? {
@@ -332,7 +334,7 @@ impl Machine {
                     "the promotion takes longer than a minute; still waiting for it".into(),
                 ));
             }
-            tokio::time::sleep(POLL).await;
+            pauses.pause().await;
         }
         self.checkpoint_owed = true;
         // The new timeline's commits are counted anew. Where commits were proven to wait before the promotion, they
@@ -422,12 +424,18 @@ impl Machine {
     }
 }
 
+/// A file that was written by us before is on the disk already.
+fn write_changed(path: &Path, text: &str) -> Result<()> {
+    let same = observe::read_text(path).as_deref() == Some(text);
+    if same { Ok(()) } else { write_file(path, text.as_bytes()) }
+}
+
 /// Waits until the session has read the files anew: before that it does not know which parameters wait for a restart.
 /// Files with an error it never takes; that is told elsewhere.
 async fn wait_for_reading(session: &Session, before: &str) -> Result<()> {
-    let deadline = Instant::now() + READING_LIMIT;
+    let (deadline, mut pauses) = (Instant::now() + READING_LIMIT, Pauses::new());
     while session.configured_at().await? == before && Instant::now() < deadline {
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
     Ok(())
 }
@@ -435,14 +443,14 @@ async fn wait_for_reading(session: &Session, before: &str) -> Result<()> {
 /// Waits until the names are in force: the session shows them and, if there are any, the checkpointer has made commits
 /// wait.
 async fn wait_for_names(session: &Session, names: &str) -> Result<()> {
-    let deadline = Instant::now() + RELOAD_LIMIT;
+    let (deadline, mut pauses) = (Instant::now() + RELOAD_LIMIT, Pauses::new());
     while session.setting("synchronous_standby_names").await? != names {
         if Instant::now() > deadline {
             return Err(KeeperError::Other(
                 "postgres did not take the new configuration; its own messages say which line is wrong".into(),
             ));
         }
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
     let mut asked = None;
     while !names.is_empty() {
@@ -457,7 +465,7 @@ async fn wait_for_names(session: &Session, names: &str) -> Result<()> {
                     .into(),
             ));
         }
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
     Ok(())
 }

@@ -278,6 +278,7 @@ impl Machine {
             hba: observe::read_text(&pgdata.join("pg_hba.conf")),
             sync_wait: self.sync_wait,
             in_sync: self.in_sync(),
+            names_in_force: self.proven_names(),
             checkpoint_owed: self.checkpoint_owed,
             refused: self.refused.clone(),
             handed_over: !self.facts.borrow().handed_over.db.is_empty(),
@@ -291,6 +292,12 @@ impl Machine {
         let probed = self.probed.borrow();
         let current = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
         if probed.pid == current { probed.in_sync() } else { None }
+    }
+
+    fn proven_names(&self) -> Option<String> {
+        let current = self.postmaster.as_ref().map(|postmaster| postmaster.pid);
+        let (_, names) = self.names_in_force.as_ref().filter(|(pid, _)| current == Some(*pid))?;
+        Some(names.clone())
     }
 
     /// The configured synchronous standbys were not all proven to be in force since this start or promotion.

@@ -24,6 +24,7 @@ mod lineage;
 pub mod machine;
 pub mod observe;
 mod order;
+mod pauses;
 pub mod plan;
 pub mod postgres;
 pub mod probe;
@@ -206,12 +207,17 @@ impl Tasks {
             watched: watched_receiver,
             results,
             lost: wake.clone(),
+            asked: Arc::default(),
         };
         let (disk_results, disk) = watch::channel(Disk::default());
         let looking = tokio::spawn(disk::run(dir.root().to_owned(), disk_results.clone(), probed.clone()));
         let (upstream_sender, upstream) = watch::channel(None);
-        let upstream_watch =
-            UpstreamWatch { watched: probe.watched.clone(), probed: probed.clone(), results: upstream_sender };
+        let upstream_watch = UpstreamWatch {
+            watched: probe.watched.clone(),
+            probed: probed.clone(),
+            results: upstream_sender,
+            look: probe.asked.clone(),
+        };
         let challenges = Follower::start(store.clone(), vec![StoreTarget::Key(keys.challenge(&keeper.uid))]);
         let (hangs_sender, hangs) = watch::channel(false);
         let publisher = Publisher {

@@ -179,6 +179,9 @@ impl Context<'_> {
             let restore_command = self.local.conf.as_deref().and_then(|conf| conf::unquoted(conf, "restore_command"));
             let recovery = restore_command.map(|restore_command| Recovery { restore_command, ..Default::default() });
             let files = self.files(recovery.as_ref(), self.still_waiting());
+            if self.is_equipped(&files) {
+                return Plan::then_again([Step::Promote]);
+            }
             let mut steps = self.configure(&files);
             steps.push(Step::Promote);
             return Plan::then_again(steps);
@@ -192,7 +195,12 @@ impl Context<'_> {
         if self.local.handed_over {
             steps.push(Step::TellHandedOver(HandedOver::default()));
         }
-        let slots = self.ensure_slots(true);
+        let slots = self.ensure_slots(true, true);
+        if self.local.checkpoint_owed && self.local.sync_wait == Some(waiting) && self.is_equipped(&files) {
+            // Promoted a moment ago: clients wait for it to be told, and what is left can be done afterwards.
+            steps.push(slots);
+            return Plan { again: true, ..self.finish(steps) };
+        }
         let configure = self.configure(&files);
         // A new standby needs its slot before commits wait for it. But a lack of slots must not keep commits waiting for
         // one that leaves.
@@ -202,6 +210,17 @@ impl Context<'_> {
             steps.extend([slots].into_iter().chain(configure));
         }
         self.finish(steps)
+    }
+
+    /// Its commits will wait for the right standbys, and it lets the right users in; all that is left to change is what
+    /// only standbys look at.
+    fn is_equipped(&self, files: &Files) -> bool {
+        let standby = |conf: &str| conf::without(conf, &["primary_conninfo", "primary_slot_name"]);
+        let names = conf::value(&files.conf, "synchronous_standby_names").unwrap_or_default();
+        !self.local.reload_owed
+            && self.local.names_in_force.as_deref() == Some(names)
+            && self.local.hba.as_ref() == Some(&files.hba)
+            && self.local.conf.as_deref().map(standby) == Some(standby(&files.conf))
     }
 
     /// The synchronous set gets smaller, and nobody joins it.
@@ -230,22 +249,19 @@ impl Context<'_> {
             ));
         };
         let external = self.follows_external();
-        let (recovery, waits) = if external {
-            (self.external_recovery(), false)
+        let (recovery, settled) = if external {
+            (self.external_recovery(), true)
         } else {
             let (followed, source) = match self.followed() {
                 Ok(found) => found,
                 Err(problem) => return problem,
             };
             if !standby {
-                return self.hand_over(control);
+                return self.hand_over(control, &source);
             }
-            // What was handed over waits for its successor without trying: an attempt that comes too early costs more time.
-            let waits = self.local.conf.as_deref().and_then(|conf| conf::value(conf, "primary_conninfo")) == Some("")
-                && !(followed.uid == self.data.cluster.status.master
-                    && followed.is_master_type()
-                    && followed.converged());
-            (if waits { Recovery::default() } else { self.recovery(&source) }, waits)
+            let settled =
+                followed.uid == self.data.cluster.status.master && followed.is_master_type() && followed.converged();
+            (self.recovery(&source), settled)
         };
         if !standby {
             return Plan::problem(format!(
@@ -266,24 +282,37 @@ impl Context<'_> {
         if let Some(plan) = self.settle(running) {
             return plan;
         }
-        let mut steps = self.configure(&files);
-        if self.local.handed_over && !waits {
+        let configure = self.configure(&files);
+        // One that stands for a master has followers of its own. So has one that is about to become the master: they find
+        // their slots when they come, even before it is promoted.
+        let successor = !external && self.is_successor();
+        let slots = self.ensure_slots(external || successor, external);
+        let mut steps: Vec<Step> = if successor {
+            [slots].into_iter().chain(configure).collect()
+        } else {
+            configure.into_iter().chain([slots]).collect()
+        };
+        // Until its successor serves it may have to be the master again.
+        if self.local.handed_over && settled {
             steps.push(Step::TellHandedOver(HandedOver::default()));
         }
-        // One that stands for a master has followers of its own.
-        steps.push(self.ensure_slots(external));
         self.finish(steps)
     }
 
     /// A primary that is to follow its successor. Stopped cleanly it has sent everything to its standbys, and the
     /// sentinel chooses as successor only one that has all of it: then nothing has to be rewound.
-    fn hand_over(&self, control: Control) -> Plan {
+    fn hand_over(&self, control: Control, successor: &Source) -> Plan {
         // Somebody promoted it who was not told to by the cluster, or was too late.
         if self.local.state.primary == Some(false) && self.is_given_up() {
             return self.stopped_before("it is a primary that the cluster does not want", self.resync());
         }
-        if self.local.running.is_some() {
-            return Plan::then_again([Step::Stop("it is handed over to its successor")]);
+        match self.local.running {
+            // Started as a standby a moment ago, which its control file says only when it has got so far.
+            Some(running) if self.local.handed_over && !running.ready => {
+                return Plan::then_again([Step::WaitReady(self.ready_limit())]);
+            }
+            Some(_) => return Plan::then_again([Step::Stop("it is handed over to its successor")]),
+            None => {}
         }
         if control.state != ControlState::ShutDown {
             // It died on the way, and may have what its successor has not.
@@ -293,7 +322,8 @@ impl Context<'_> {
                 Plan::waiting("this primary crashed while it was handed over; the sentinel has to decide who goes on")
             };
         }
-        let files = self.files(Some(&Recovery::default()), false);
+        // The successor has a slot for it since it was chosen, and leads it to its next timeline when it is promoted.
+        let files = self.files(Some(&self.recovery(successor)), false);
         let done = HandedOver { db: self.db.uid.clone(), xlog_pos: control.checkpoint };
         let steps = [Step::TellHandedOver(done), Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files)];
         Plan::then_again(steps.into_iter().chain([Step::Start, Step::WaitReady(self.ready_limit())]))
@@ -404,23 +434,29 @@ impl Context<'_> {
             su: (&self.setup.su.0, self.setup.su.1),
             repl: (&self.setup.repl.0, self.setup.repl.1),
             access: self.spec.default_su_repl_access_mode,
-            master_type: self.db.is_master_type(),
+            master_type: self.db.is_master_type() || self.is_successor(),
             others: others.map(|db| db.status.listen_address.as_str()).collect(),
             lines: self.db.spec.pg_hba.as_deref(),
             restricted,
         })
     }
 
+    /// A standby that others will follow soon.
+    fn is_successor(&self) -> bool {
+        let slots = self.db.spec.additional_replication_slots.as_ref();
+        !self.db.is_master_type() && slots.is_some_and(|slots| !slots.is_empty())
+    }
+
     /// A master has slots for its followers and for the user, others have none.
-    fn ensure_slots(&self, master: bool) -> Step {
-        if !master {
+    fn ensure_slots(&self, serves: bool, required: bool) -> Step {
+        if !serves {
             return Step::EnsureSlots { wanted: BTreeSet::new(), additional: BTreeSet::new(), required: false };
         }
         let named = || self.db.spec.additional_replication_slots.iter().flatten();
         let wanted = slots::wanted(&self.db.uid, &self.db.spec.followers, named());
         let followers = slots::wanted(&self.db.uid, &self.db.spec.followers, []);
         let additional = wanted.difference(&followers).cloned().collect();
-        Step::EnsureSlots { wanted, additional, required: true }
+        Step::EnsureSlots { wanted, additional, required }
     }
 
     fn recovery(&self, source: &Source) -> Recovery {

@@ -106,6 +106,8 @@ pub struct Probe {
     pub results: watch::Sender<Probed>,
     /// Wakes the state machine when the session is lost.
     pub lost: Arc<Notify>,
+    /// Asks for a look now.
+    pub asked: Arc<Notify>,
 }
 
 impl Probe {
@@ -133,6 +135,7 @@ impl Probe {
                 () = tokio::time::sleep(pause.min(Duration::from_secs(3600))) => {}
                 result = self.watched.changed() => if result.is_err() { return },
                 () = memory.session_lost.notified() => {}
+                () = self.asked.notified() => {}
             }
         }
     }

@@ -153,8 +153,10 @@ fn state(identity: &Identity, facts: &Facts, probed: &Probed) -> PostgresState {
 /// The part of a record whose change is told at once.
 fn essence(info: &KeeperInfo) -> KeeperInfo {
     let mut info = info.clone();
+    // A standby whose stream broke has come to rest: where, is worth telling.
+    let rests = info.upstream.as_ref().is_some_and(|upstream| !upstream.receiving);
     if let Some(state) = &mut info.postgres_state {
-        state.xlog_pos = 0;
+        state.xlog_pos = if rests { state.xlog_pos } else { 0 };
         state.older_wal_file.clear();
     }
     info

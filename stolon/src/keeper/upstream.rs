@@ -14,10 +14,11 @@ use model::DbUid;
 use model::stolon::{ClusterData, Db, FollowType, Role, Upstream};
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{debug, info};
 
 /// How long an attempt to connect may take; one that takes longer says nothing.
@@ -25,6 +26,8 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(1);
 /// Pause between attempts while the stream is broken; doubles up to [`LAST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// A look at the own server takes a few milliseconds; a broken stream is told without it if it takes longer.
+const LOOK_LIMIT: Duration = Duration::from_millis(50);
 
 /// A server to follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub struct UpstreamWatch {
     pub probed: watch::Receiver<Probed>,
     /// What is to be published.
     pub results: watch::Sender<Option<Upstream>>,
+    /// Lets the probe look.
+    pub look: Arc<Notify>,
 }
 
 impl UpstreamWatch {
@@ -85,6 +90,7 @@ impl UpstreamWatch {
         loop {
             self.tell(Some(Upstream { db: followed.db.clone(), refused: false, receiving: true }));
             ended(receiver, &mut probed).await;
+            self.see_last_position(receiver, &mut probed).await;
             self.tell(Some(Upstream { db: followed.db.clone(), ..Default::default() }));
             debug!(db = %followed.db, "the stream from the followed server broke");
             // Both branches are cancel-safe.
@@ -96,6 +102,13 @@ impl UpstreamWatch {
                 () = self.attempts(followed) => {}
             }
         }
+    }
+
+    /// Whoever waits for everything to have been received need not ask for it: the position is told with the stream's end.
+    async fn see_last_position(&self, receiver: i32, probed: &mut watch::Receiver<Probed>) {
+        self.look.notify_one();
+        let seen = probed.wait_for(|probed| probed.snapshot.receiver != Some(receiver));
+        let _ = tokio::time::timeout(LOOK_LIMIT, seen).await;
     }
 
     /// Tries to connect again and again; never ends.
@@ -181,7 +194,8 @@ mod tests {
         let (watched, watched_receiver) = watch::channel(Watched { upstream: Some(followed), ..Default::default() });
         let (probed, probed_receiver) = watch::channel(Probed::default());
         let (sender, results) = watch::channel(None);
-        let watch = UpstreamWatch { watched: watched_receiver, probed: probed_receiver, results: sender };
+        let watch =
+            UpstreamWatch { watched: watched_receiver, probed: probed_receiver, results: sender, look: Arc::default() };
         tokio::spawn(watch.run());
         let setup = Setup { watched, probed, results, receiver };
         setup.stream(Some(i32::try_from(setup.receiver.id()).unwrap()));

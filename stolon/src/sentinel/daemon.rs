@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use store::{Compare, Follower, Op, SharedStore, StoreError, Target, View};
 use tracing::{debug, error, info, warn};
 
-/// Changes come in bursts, such as all proxies confirming the same generation: one plan for all of them.
-const COALESCE: Duration = Duration::from_millis(10);
+/// Changes come in bursts, such as all proxies confirming the same generation. The first one is looked at at once, since
+/// clients may be waiting for what follows from it, and those that come within so long after a look together.
+const COALESCE: Duration = Duration::from_millis(4);
 /// Should the change that made a write fail not arrive by itself.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 
@@ -82,10 +83,11 @@ pub async fn serve(
             // Cut short only when we stop: a write that was sent is as good as any other then.
             wake = sentinel.step(&view) => wake,
         };
+        let looked = Instant::now();
         // All branches are cancel-safe.
         tokio::select! {
             () = &mut stop => break,
-            _ = views.changed() => tokio::time::sleep(COALESCE).await,
+            _ = views.changed() => sleep_until(Some(looked + COALESCE)).await,
             () = sentinel.candidacy.lease_changed() => debug!("woken by the lease"),
             () = sentinel.inquirer.changed() => debug!("woken by what was found out about the master"),
             () = sleep_until(wake) => debug!("woken by a timer"),

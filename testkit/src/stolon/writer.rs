@@ -12,12 +12,15 @@ use tokio_postgres::{Client, Config, NoTls};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two rows: enough of them to notice a loss, few enough not to disturb other tests.
 const PACE: Duration = Duration::from_millis(5);
+/// After a write that failed for good.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The table that rows go to.
 pub const TABLE: &str = "acknowledged";
 
 /// A writer in the background. It inserts 1, 2, 3, … one per transaction, and never tries a number again: so one
-/// that was acknowledged must be there exactly once, and any other at most once.
+/// that was acknowledged must be there exactly once, and any other at most once. A write that fails is tried once more
+/// over a new connection, with the next number.
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
@@ -32,6 +35,10 @@ pub struct Written {
     pub acknowledged: BTreeMap<i32, Instant>,
     /// The last number that was tried.
     pub last: i32,
+    /// Connections that were lost, or gave no answer, in the middle of a write.
+    pub cut: usize,
+    /// Writes that failed although they were tried once more over a new connection.
+    pub failed: usize,
 }
 
 impl Writer {
@@ -111,33 +118,53 @@ impl Written {
 async fn write(configs: Vec<Config>, stop: Arc<AtomicBool>, count: Arc<AtomicUsize>) -> Written {
     let sql = format!("INSERT INTO {TABLE} VALUES ($1)");
     let mut written = Written::default();
-    let mut session = None;
-    let mut place = 0;
+    let mut client = Connected { configs, session: None, place: 0 };
     while !stop.load(Ordering::Relaxed) {
-        let Some(client) = &session else {
-            session = connect(&configs[place % configs.len()]).await;
-            if session.is_none() {
-                place += 1;
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            continue;
-        };
-        written.last += 1;
-        match tokio::time::timeout(PATIENCE, client.execute(&sql, &[&written.last])).await {
-            Ok(Ok(_)) => {
-                written.acknowledged.insert(written.last, Instant::now());
-                count.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(PACE).await;
-            }
-            // Whatever happened, the row's fate is unknown, and this session has served.
-            _ => {
-                session = None;
-                place += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+        let mut done = client.attempt(&sql, &mut written).await;
+        if !done {
+            // What a client does that tries again once, at once and over a new connection. It is a row of its own, since the
+            // first one's fate is unknown.
+            done = client.attempt(&sql, &mut written).await;
+            written.failed += usize::from(!done);
         }
+        if done {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        tokio::time::sleep(if done { PACE } else { PAUSE }).await;
     }
     written
+}
+
+/// A client with its connection, if it has one.
+struct Connected {
+    configs: Vec<Config>,
+    session: Option<Client>,
+    place: usize,
+}
+
+impl Connected {
+    /// One attempt to commit the next row; connects first if need be. True when it was confirmed.
+    async fn attempt(&mut self, sql: &str, written: &mut Written) -> bool {
+        if self.session.is_none() {
+            self.session = connect(&self.configs[self.place % self.configs.len()]).await;
+        }
+        let Some(session) = &self.session else {
+            self.place += 1;
+            return false;
+        };
+        written.last += 1;
+        let confirmed =
+            matches!(tokio::time::timeout(PATIENCE, session.execute(sql, &[&written.last])).await, Ok(Ok(_)));
+        if confirmed {
+            written.acknowledged.insert(written.last, Instant::now());
+        } else {
+            // Whatever happened, the row's fate is unknown, and this session has served.
+            self.session = None;
+            self.place += 1;
+            written.cut += 1;
+        }
+        confirmed
+    }
 }
 
 async fn connect(config: &Config) -> Option<Client> {

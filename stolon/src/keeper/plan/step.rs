@@ -96,6 +96,8 @@ pub struct Local {
     pub in_sync: Option<BTreeSet<DbUid>>,
     /// The files may be newer than what the server has read.
     pub reload_owed: bool,
+    /// The synchronous standbys that commits were proven to wait for since this start, as the parameter names them.
+    pub names_in_force: Option<String>,
     /// Promoted, and no checkpoint since.
     pub checkpoint_owed: bool,
     /// How far the restore of a backup has come.

@@ -80,6 +80,7 @@ impl Case {
             sync_wait: Some(false),
             in_sync: Some(BTreeSet::new()),
             reload_owed: false,
+            names_in_force: None,
             checkpoint_owed: false,
             refused: None,
             handed_over: false,
@@ -546,23 +547,64 @@ fn a_primary_is_handed_over_to_its_successor() {
     case.local.data = present(ControlState::ShutDown, false);
     let told = HandedOver { db: "m".into(), xlog_pos: 77 };
     assert_eq!(case.plan().steps[0], Step::TellHandedOver(told));
-    // It starts without a source, and gets one when its successor is in service.
+    let Some(Step::WriteFiles(files)) = case.plan().steps.into_iter().find(|step| matches!(step, Step::WriteFiles(_)))
+    else {
+        panic!("no files")
+    };
+    assert!(
+        conf::value(&files.conf, "primary_conninfo").unwrap().contains("10.0.0.2"),
+        "it follows from the beginning"
+    );
+    // While it starts, its control file says what it was.
+    (case.local.running, case.local.handed_over) = (Some(Running { ready: false, same_place: true }), true);
+    assert_eq!(case.steps(), "wait ready, …");
+    case.local.running = RUNNING;
+    assert_eq!(case.steps(), "stop, …", "unless it says itself that it is a primary");
+    // It can be the master again until its successor is in service.
     let mut case = case.settled();
     (case.local.running, case.local.handed_over) = (RUNNING, true);
     case.local.data = present(ControlState::ArchiveRecovery, true);
-    let conninfo = |case: &Case| {
-        let conf = case.local.conf.clone().unwrap();
-        conf::value(&conf, "primary_conninfo").unwrap().to_owned()
-    };
-    assert_eq!(conninfo(&case), "");
+    let mut case = case.settled();
     assert!(!case.plan().steps.iter().any(|step| matches!(step, Step::WriteFiles(_) | Step::TellHandedOver(_))));
     case.data.cluster.status.master = "s".into();
     let successor = case.data.dbs.get_mut("s").unwrap();
     successor.spec.role = Some(Role::Master);
     successor.status.current_generation = 3;
     assert!(case.plan().steps.contains(&Step::TellHandedOver(HandedOver::default())));
-    let case = case.settled();
-    assert!(conninfo(&case).contains("10.0.0.2"));
+}
+
+#[test]
+fn a_standby_has_slots_for_those_who_will_follow_it() {
+    let mut case = Case::new("b").settled();
+    let slots = |case: &Case| {
+        case.plan().steps.into_iter().find_map(|step| match step {
+            Step::EnsureSlots { wanted, required, .. } => Some((wanted, required)),
+            _ => None,
+        })
+    };
+    assert_eq!(slots(&case), Some((BTreeSet::new(), false)));
+    case.db().additional_replication_slots = Some(vec!["m".into()]);
+    case.db().synchronous_replication = true;
+    case.db().synchronous_standbys = Some(vec!["m".into()]);
+    // Waits for nobody: as a standby it commits nothing.
+    assert_eq!(slots(&case), Some((["stolon_m".to_owned()].into(), false)));
+    assert_eq!(case.steps(), "ensure slots, write files, reload, restart if pending");
+    let mut case = case.settled();
+    case.db().role = Some(Role::Master);
+    case.db().followers = vec!["m".into()];
+    case.db().additional_replication_slots = None;
+    case.data.cluster.status.master = "s".into();
+    case.data.dbs.get_mut("s").unwrap().generation += 1;
+    assert_eq!(case.steps(), "write files, reload, promote, …", "not before it is proven that commits wait");
+    case.local.names_in_force = Some("stolon_m".into());
+    assert_eq!(case.steps(), "promote, …");
+    // It is told as soon as it is promoted, and tidied up then.
+    case.local.data = present(ControlState::Production, false);
+    case.local.checkpoint_owed = true;
+    assert_eq!(case.steps(), "ensure slots, restart if pending, save state, checkpoint, …");
+    let mut case = case.settled();
+    case.local.checkpoint_owed = false;
+    assert_eq!(case.steps(), "ensure slots, write files, reload, restart if pending");
 }
 
 proptest::proptest! {

@@ -168,6 +168,11 @@ pub fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = '")?.strip_suffix('\''))
 }
 
+/// A rendered file without the lines of these parameters.
+pub fn without(text: &str, names: &[&str]) -> String {
+    text.lines().filter(|line| !names.contains(&name_of(line))).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// Names that are ours whatever the user says; the others can be refused by PostgreSQL because of what the user says.
 fn is_ours(name: &str) -> bool {
     MANAGED.contains(&name) && !matches!(name, "wal_keep_size" | "wal_log_hints")

@@ -2,6 +2,7 @@
 
 use super::binaries::Binaries;
 use crate::keeper::error::{KeeperError, Result, io};
+use crate::keeper::pauses::Pauses;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// How often files and processes are looked at while we wait for PostgreSQL.
-const POLL: Duration = Duration::from_millis(20);
 /// An adopted postmaster is not our child: its end is noticed by the loss of our session, and by this at the latest.
 const ADOPTED_POLL: Duration = Duration::from_millis(500);
 /// How long a started postmaster may take to write its pid.
@@ -145,7 +144,7 @@ pub async fn start(options: &StartOptions<'_>) -> Result<Postmaster> {
         let _ = sender.send(true);
     });
     let mut guard = Unfinished { pid, armed: true };
-    let deadline = Instant::now() + START_LIMIT;
+    let (deadline, mut pauses) = (Instant::now() + START_LIMIT, Pauses::new());
     while read_pid_file(options.pgdata).is_none_or(|file| file.pid != pid) {
         if *ended.borrow() {
             return Err(KeeperError::Other("postgres did not start; its own messages above say why".into()));
@@ -153,7 +152,7 @@ pub async fn start(options: &StartOptions<'_>) -> Result<Postmaster> {
         if Instant::now() > deadline {
             return Err(KeeperError::Other("postgres started but wrote no postmaster.pid within 60 s".into()));
         }
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
     guard.armed = false;
     Ok(Postmaster { pid, ended })
@@ -199,7 +198,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
 /// # Errors
 /// It ended, or `limit` has passed.
 pub async fn wait_ready(postmaster: &Postmaster, pgdata: &Path, limit: Duration) -> Result<()> {
-    let deadline = Instant::now() + limit;
+    let (deadline, mut pauses) = (Instant::now() + limit, Pauses::new());
     while !read_pid_file(pgdata).is_some_and(|file| file.ready && file.pid == postmaster.pid) {
         if postmaster.has_ended() {
             return Err(KeeperError::Other("postgres ended while starting; its own messages above say why".into()));
@@ -210,7 +209,7 @@ pub async fn wait_ready(postmaster: &Postmaster, pgdata: &Path, limit: Duration)
                 limit.as_secs()
             )));
         }
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
     Ok(())
 }
@@ -219,9 +218,9 @@ pub async fn wait_ready(postmaster: &Postmaster, pgdata: &Path, limit: Duration)
 /// that has ended, but was not reaped yet, for a running server. They are the ones to complain if it stays.
 pub async fn wait_gone(pgdata: &Path, limit: Duration) {
     let Some(file) = read_pid_file(pgdata) else { return };
-    let deadline = Instant::now() + limit;
+    let (deadline, mut pauses) = (Instant::now() + limit, Pauses::new());
     while kill(Pid::from_raw(file.pid), None).is_ok() && Instant::now() < deadline {
-        tokio::time::sleep(POLL).await;
+        pauses.pause().await;
     }
 }
 
@@ -244,12 +243,12 @@ pub async fn stop(pgdata: &Path) -> Result<()> {
             Err(nix::errno::Errno::ESRCH) => return Ok(()),
             Err(error) => return Err(KeeperError::Other(format!("stop postgres (pid {}): {error}", file.pid))),
         }
-        let deadline = Instant::now() + limit;
+        let (deadline, mut pauses) = (Instant::now() + limit, Pauses::new());
         while Instant::now() < deadline {
             if !is_alive(file.pid, pgdata) {
                 return Ok(());
             }
-            tokio::time::sleep(POLL).await;
+            pauses.pause().await;
         }
     }
     Err(KeeperError::Other(format!("postgres (pid {}) does not stop, not even by force", file.pid)))

@@ -13,6 +13,8 @@ struct Candidate {
     uid: DbUid,
     /// Its keeper reports it healthy right now; otherwise it is only not yet given up.
     reporting: bool,
+    /// Later than others' where it has followed a master that was promoted and lost before it could say so.
+    timeline: u64,
     priority: i64,
     position: u64,
 }
@@ -34,7 +36,7 @@ impl Planner<'_> {
             } else {
                 (c.position.into(), i128::from(c.priority))
             };
-            (Reverse(c.reporting), Reverse(order), c.uid.clone())
+            (Reverse(c.reporting), Reverse(c.timeline), Reverse(order), c.uid.clone())
         };
         let best = candidates.into_iter().min_by_key(rank).map(|candidate| candidate.uid);
         if best.is_none() {
@@ -74,6 +76,7 @@ impl Planner<'_> {
                 Some(why) => obstacles.push(format!("db \"{uid}\" of keeper \"{}\": {why}", db.spec.keeper_uid)),
                 None => candidates.push(Candidate {
                     reporting: self.reporting(db),
+                    timeline: db.status.timeline_id,
                     priority: self.priority(db),
                     position: db.status.xlog_pos,
                     uid,
@@ -93,7 +96,7 @@ impl Planner<'_> {
     pub(super) fn appoint(&mut self, old: &DbUid, new: &DbUid) {
         let Some(keeper) = self.db(new).map(|db| db.spec.keeper_uid.clone()) else { return };
         self.close_proxies();
-        let waiting = self.sync_mode().then(|| self.inherited_standbys(old, new));
+        let (waiting, external_standbys) = self.inherited_set(old, new);
         let known = waiting.as_ref().map(|list| self.inherited_holders(old, list));
         let external = (self.spec.role == ClusterRole::Standby).then(|| self.follow_external());
         self.data.cluster.status.master = new.clone();
@@ -101,9 +104,7 @@ impl Planner<'_> {
             db.spec.role = Some(if external.is_some() { Role::Standby } else { Role::Master });
             db.spec.follow_config = external;
             db.spec.synchronous_replication = waiting.is_some();
-            let fake = |list: &Vec<DbUid>| list.is_empty() && self.spec.min_synchronous_standbys > 0;
-            db.spec.external_synchronous_standbys =
-                waiting.as_ref().map(|list| if fake(list) { vec![FAKE_STANDBY.to_owned()] } else { Vec::new() });
+            db.spec.external_synchronous_standbys = external_standbys;
             db.spec.synchronous_standbys = waiting;
             // Not those that were in sync with this db when it was master long ago.
             db.status.synchronous_standbys = known;
@@ -142,6 +143,15 @@ impl Planner<'_> {
         for uid in strays {
             self.delete(&uid, "it followed a promotion that was given up");
         }
+    }
+
+    /// Whom the commits of `new` are to wait for from the first one, and names of others that never come.
+    pub(super) fn inherited_set(&self, old: &DbUid, new: &DbUid) -> (Option<Vec<DbUid>>, Option<Vec<String>>) {
+        let waiting = self.sync_mode().then(|| self.inherited_standbys(old, new));
+        let fake = |list: &Vec<DbUid>| list.is_empty() && self.spec.min_synchronous_standbys > 0;
+        let names = |list| if fake(list) { vec![FAKE_STANDBY.to_owned()] } else { Vec::new() };
+        let external = waiting.as_ref().map(names);
+        (waiting, external)
     }
 
     /// The old master's list with the new one replaced by the old one.

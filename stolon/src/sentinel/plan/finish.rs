@@ -7,6 +7,7 @@ use model::stolon::{ClusterData, FollowType};
 impl Planner<'_> {
     pub(super) fn finish(mut self) -> Planned {
         self.copy_spec();
+        self.prepare_successor();
         self.count_generations();
         self.note_orders();
         let mut data = self.data.clone();
@@ -126,6 +127,10 @@ fn significant(data: &ClusterData) -> ClusterData {
     for db in data.dbs.values_mut() {
         db.status.xlog_pos = 0;
         db.status.older_wal_file.clear();
+    }
+    // Not each of several proxies that close: the next step comes when all of them have.
+    if data.proxy.spec.master_db_uid.is_empty() {
+        data.proxy.status.values_mut().for_each(|proxy| proxy.generation = 0);
     }
     data
 }

@@ -72,12 +72,23 @@ impl Planner<'_> {
             && db.status.system_id != master.status.system_id)
             || other_branch(master, db)
                 // Both may have followed their server to its next timeline; the standby only told of it first.
-                && !(master.spec.role == Some(Role::Standby) && is_ahead(master, db))
+                && !((master.spec.role == Some(Role::Standby) || self.may_be_promoted(master)) && is_ahead(master, db))
         {
             Validity::Invalid
         } else {
             Validity::Valid
         }
+    }
+
+    /// It was appointed and has not told yet whether it was promoted: its standbys may be on its next timeline before it is
+    /// known to be.
+    fn may_be_promoted(&self, master: &Db) -> bool {
+        !master.converged() && self.data.proxy.spec.master_db_uid != master.uid
+    }
+
+    /// The standby is where the master was told to go, or on the next timeline that the master made before it could tell.
+    pub(super) fn is_on_timeline(&self, db: &Db, master: &Db) -> bool {
+        db.status.timeline_id == master.status.timeline_id || (self.may_be_promoted(master) && is_ahead(master, db))
     }
 
     /// False if the master has already removed WAL that the standby needs.

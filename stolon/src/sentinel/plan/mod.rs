@@ -161,6 +161,8 @@ struct Planner<'a> {
     notes: Notes,
     /// What keepers are to do now.
     orders: BTreeMap<KeeperUid, Order>,
+    /// The master that is being handed over, and who gets ready to succeed it.
+    successor: Option<(DbUid, DbUid)>,
 }
 
 impl<'a> Planner<'a> {
@@ -181,6 +183,7 @@ impl<'a> Planner<'a> {
             favourite: None,
             notes: Notes::default(),
             orders: BTreeMap::new(),
+            successor: None,
         }
     }
 }

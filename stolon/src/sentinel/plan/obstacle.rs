@@ -84,7 +84,7 @@ impl Planner<'_> {
         let (Some(db), Some(old)) = (self.db(uid), self.db(master)) else { return Some(Obstacle::Gone) };
         let limit: u64 = self.spec.max_standby_lag.into();
         let synchronous = old.spec.synchronous_replication;
-        if db.status.timeline_id != old.status.timeline_id {
+        if !self.is_on_timeline(db, old) {
             Some(Obstacle::OtherTimeline)
         } else if !synchronous && self.lag(db, master) > limit {
             Some(Obstacle::Lag(limit))

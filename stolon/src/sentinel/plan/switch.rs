@@ -6,10 +6,11 @@
 //!    closed, so its position covers every commit that a client was told of.
 //! 3. The candidate reports that position, or a later one. Then it is appointed like in any election.
 //!
-//! If both keepers can, the master makes a checkpoint before 1, and is handed over instead of 2: its role becomes standby, its keeper stops PostgreSQL
-//! cleanly, which sends everything to the standbys before it ends, and tells where its last record is. A candidate
-//! that has this record continues where the master ended, so that the old master follows it at once, without being
-//! rewound or copied.
+//! If both keepers can, the master makes a checkpoint before 1, and is handed over instead of 2: its role becomes standby,
+//! its keeper stops PostgreSQL cleanly, which sends everything to the standbys before it ends, and tells where its last
+//! record is. Meanwhile the candidate gets ready to be master, and tells what it has when the stream ends. A candidate that
+//! has the last record continues where the master ended, so that the old master follows it at once, without being rewound
+//! or copied. It is started before the candidate is promoted, and goes through its promotion like the other standbys.
 //!
 //! Whatever goes wrong, and when the leading sentinel dies in the middle: cluster data then says that the
 //! master stays and the proxies are closed. Every sentinel gives it its role back, and opens them again.
@@ -39,6 +40,8 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(1500);
 /// Go's keepers react after up to a sleep interval for each of: seeing, probing, publishing.
 const GO_ROUND: u32 = 3;
+/// A candidate whose keeper tells its position by itself is asked for it only after so long.
+const ASK_FIRST: Duration = Duration::from_millis(100);
 /// Pause before the candidate is asked for its position again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// Every attempt cuts clients off, so after a failed one there is a pause, which doubles each time.
@@ -270,6 +273,9 @@ impl Planner<'_> {
                     return Switching::Hold;
                 }
                 Next::Done => {
+                    if self.can_hand_over(&switch.from) && self.can_hand_over(&switch.to) {
+                        self.lead_others(&switch);
+                    }
                     self.memory.switch.failures = (0, Duration::ZERO);
                     self.note_step("the new master has every commit and is promoted");
                     return Switching::Appoint(switch.to);
@@ -315,8 +321,35 @@ impl Planner<'_> {
         if self.passed(since, HAND_OVER_LIMIT) {
             return Next::GiveUp("the master did not stop in time");
         }
+        self.successor = Some((switch.from.clone(), switch.to.clone()));
         self.say(Reason::SwitchHandOver(switch.from.clone()));
         Next::Wait(Stage::HandOver { since })
+    }
+
+    /// While the master stops, its successor gets ready: commits will wait for the right standbys from the first one on,
+    /// and everybody finds a slot there. None of it has an effect before it is promoted.
+    pub(super) fn prepare_successor(&mut self) {
+        let Some((from, to)) = self.successor.take() else { return };
+        let (standbys, others) = self.inherited_set(&from, &to);
+        // Not as followers: who prints the tree of followers would go round in a circle.
+        let slots: Vec<String> = self.data.dbs.keys().filter(|uid| **uid != to).map(ToString::to_string).collect();
+        if let Some(db) = self.data.dbs.get_mut(&to) {
+            db.spec.synchronous_replication = standbys.is_some();
+            db.spec.synchronous_standbys = standbys;
+            db.spec.external_synchronous_standbys = others;
+            db.spec.additional_replication_slots = Some(slots);
+        }
+    }
+
+    /// All standbys follow the new master at once, through its promotion. Go's keepers come when it is done.
+    fn lead_others(&mut self, switch: &Switch) {
+        let others = self.data.dbs.values().filter(|db| db.uid != switch.to && db.uid != switch.from);
+        let others = others.filter(|db| !db.is_master_type() && self.takes_orders(&db.spec.keeper_uid));
+        for uid in others.map(|db| db.uid.clone()).collect::<Vec<_>>() {
+            if let Some(db) = self.data.dbs.get_mut(&uid) {
+                db.spec.follow_config = Some(FollowConfig::internal(switch.to.clone()));
+            }
+        }
     }
 
     fn position(&mut self, switch: &Switch, generation: i64, since: Duration) -> Next {
@@ -353,8 +386,11 @@ impl Planner<'_> {
             return Next::GiveUp("the candidate did not catch up in time");
         }
         let mut asked = asked;
-        // A keeper reports at once when it has applied a generation; otherwise perhaps only seconds later.
-        if converged && asked.is_none_or(|asked| self.passed(asked, ASK_AGAIN)) {
+        self.successor = Some((switch.from.clone(), switch.to.clone()));
+        // A keeper reports at once when it has applied a generation, and when the master's end broke the stream; otherwise
+        // perhaps only seconds later.
+        let patient = self.can_hand_over(&switch.to) && !self.passed(since, ASK_FIRST);
+        if !patient && converged && asked.is_none_or(|asked| self.passed(asked, ASK_AGAIN)) {
             self.barriers.insert(switch.to.clone());
             asked = Some(self.now.clock);
         }

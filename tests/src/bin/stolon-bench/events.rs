@@ -81,7 +81,7 @@ pub(crate) async fn measure(lab: &Lab, event: Event, runs: usize) -> anyhow::Res
         }
         let written = writer.finish().await;
         figures.add(written.outage(happened).context("nothing was acknowledged afterwards")?);
-        figures.add_failed(usize::try_from(written.last)?.saturating_sub(written.acknowledged.len()));
+        figures.add_failed(written.failed, written.cut);
         lab.start_all();
         lab.ready().await;
         written.check(&lab.proxy(0).pg).await;

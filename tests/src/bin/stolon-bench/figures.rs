@@ -10,12 +10,13 @@ pub(crate) struct Figures {
     max: Option<f64>,
     seconds: Vec<f64>,
     failed: usize,
+    cut: usize,
 }
 
 impl Figures {
     /// None yet; what is promised for the median and the longest, in seconds.
     pub(crate) fn new(kind: impl Into<String>, median: f64, max: Option<f64>) -> Self {
-        Figures { kind: kind.into(), median, max, seconds: Vec::new(), failed: 0 }
+        Figures { kind: kind.into(), median, max, seconds: Vec::new(), failed: 0, cut: 0 }
     }
 
     /// One more.
@@ -23,9 +24,10 @@ impl Figures {
         self.seconds.push(time.as_secs_f64());
     }
 
-    /// Writes that were not acknowledged.
-    pub(crate) fn add_failed(&mut self, writes: usize) {
+    /// Writes that failed although they were tried again once, and connections that were cut under a write.
+    pub(crate) fn add_failed(&mut self, writes: usize, cut: usize) {
         self.failed += writes;
+        self.cut += cut;
     }
 }
 
@@ -41,9 +43,10 @@ impl fmt::Display for Figures {
         if let Some(max) = self.max {
             write!(f, ", at most {max:.0}")?;
         }
-        write!(f, "), {least:.2} to {most:.2} s, writes that failed per run: ")?;
-        let runs = u32::try_from(sorted.len()).map_err(|_| fmt::Error)?;
-        let failed = u32::try_from(self.failed).map_err(|_| fmt::Error)?;
-        write!(f, "{:.1}", f64::from(failed) / f64::from(runs))
+        write!(
+            f,
+            "), {least:.2} to {most:.2} s; writes that failed twice: {}, connections cut: {}",
+            self.failed, self.cut
+        )
     }
 }

@@ -3,6 +3,9 @@
 //! `stolon-bench [RUNS] [KIND…]`, kinds: `kill` (keeper and PostgreSQL of the master), `node` (everything on its node, the
 //! leading sentinel and a proxy too), `postgres` (PostgreSQL alone), `switchover`, `cold` (from `stolonctl init` to the
 //! first commit that a standby confirmed), `idle` (memory, and writes to etcd). All of them without one.
+//!
+//! Clients try a write that failed once more at once, over a new connection, which the proxies hold until there is a master.
+//! The time is that between two commits that were confirmed.
 
 #![expect(clippy::print_stdout, reason = "the figures are this program's output")]
 
@@ -32,7 +35,9 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     let asked = |kind: &str| kinds.is_empty() || kinds.iter().any(|asked| asked == kind);
-    println!("single-row commits through proxies, {runs} runs of each kind");
+    println!(
+        "single-row commits through proxies, {runs} runs of each kind; time without a commit, first attempts included"
+    );
     for keepers in [2, 3] {
         for event in [Event::Kill, Event::Node, Event::Postgres, Event::Switchover] {
             if asked(event.kind()) {
@@ -55,8 +60,8 @@ fn cluster(nodes: usize) -> anyhow::Result<Builder> {
     let bins = Bins::from_env().unwrap_or_else(|| Bins::new(e2e::playground::bin_dir()));
     let standbys = u16::try_from(nodes - 1).context("too many nodes")?;
     let builder = Lab::builder(bins).keepers(nodes).sentinels(nodes).proxies(nodes).synchronous(0, standbys);
-    // Durable, unlike in tests.
-    Ok(builder.spec(json!({"pgParameters": {"fsync": null}})))
+    // Durable, unlike in tests. Clients of a proxy without a master wait, so that one retry is enough for them.
+    Ok(builder.spec(json!({"pgParameters": {"fsync": null}})).proxy_arguments(&["--hold-connections", "5s"]))
 }
 
 async fn cold_start(runs: usize) -> anyhow::Result<Figures> {

@@ -243,6 +243,19 @@ fn handing_over(spec: serde_json::Value) -> World {
 fn the_successor_needs_the_last_record() {
     for spec in [asynchronous(), synchronous()] {
         let mut world = handing_over(spec);
+        let others = |world: &World| {
+            let mut others = vec![world.uid("k1"), world.uid("k3")];
+            others.sort();
+            others
+        };
+        let names: Vec<String> = others(&world).iter().map(ToString::to_string).collect();
+        let successor = world.db("k2").spec.clone();
+        assert_eq!(successor.additional_replication_slots, Some(names), "their slots are there when they come");
+        assert_eq!(
+            successor.synchronous_standbys,
+            world.sync_mode().then(|| vec![world.uid("k1")]),
+            "and this is in force"
+        );
         world.set_position("k1", 6000);
         world.set_position("k2", 5999);
         world.keeper_works("k1");
@@ -251,7 +264,10 @@ fn the_successor_needs_the_last_record() {
         world.set_position("k2", 6000);
         world.plan();
         assert_eq!(world.master(), "k2");
-        assert_eq!(world.db("k2").spec.followers, [world.uid("k1")], "its slot is there when it comes");
+        assert_eq!(world.db("k2").spec.followers, others(&world));
+        assert_eq!(world.db("k2").spec.synchronous_standbys, successor.synchronous_standbys);
+        let followed = world.db("k3").spec.follow_config.as_ref().map(|follow| follow.db_uid.clone());
+        assert_eq!(followed, Some(world.uid("k2")), "through its promotion");
         steps(&mut world, 30);
         assert_eq!(world.proxied(), Some("k2"), "{:?}", world.reasons);
     }
@@ -288,6 +304,28 @@ fn a_hand_over_that_fails_is_taken_back() {
             assert_eq!(world.proxied(), None, "not before it has applied that");
             steps(&mut world, 20);
             assert_eq!((world.proxied(), world.uid("k1")), (Some("k1"), old), "case {case}: {:?}", world.reasons);
+        }
+    }
+}
+
+#[test]
+fn a_successor_that_is_lost_before_it_could_tell_of_its_promotion_is_replaced() {
+    let all = json!({"initMode":"new","failInterval":"5s","sleepInterval":"1s","synchronousReplication":true,
+        "maxSynchronousStandbys":2});
+    for spec in [asynchronous(), synchronous(), all.clone()] {
+        // Who has followed it to its timeline.
+        for followed in [&["k1", "k3"][..], &["k3"], &["k1"], &[]] {
+            let mut world = handing_over(spec.clone());
+            world.keeper_works("k1");
+            world.plan();
+            assert_eq!(world.master(), "k2");
+            world.keeper_works("k2");
+            followed.iter().for_each(|keeper| world.keeper_works(keeper));
+            world.kill("k2");
+            steps(&mut world, 150);
+            let new = world.proxied().unwrap_or_else(|| panic!("{followed:?}: {:#?}", world.reasons));
+            // Both have every commit, and whoever is on the later timeline keeps the other from being copied anew.
+            assert!(spec != all || followed.is_empty() || followed.contains(&new), "{new} of {followed:?}");
         }
     }
 }

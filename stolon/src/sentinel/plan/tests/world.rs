@@ -326,6 +326,10 @@ impl World {
         self.db(keeper).uid.clone()
     }
 
+    pub(super) fn sync_mode(&self) -> bool {
+        self.data.spec().effective().unwrap().synchronous_replication
+    }
+
     pub(super) fn set_priority(&mut self, keeper: &str, priority: i64) {
         self.data.keepers.get_mut(keeper).unwrap().spec.priority = priority;
     }
