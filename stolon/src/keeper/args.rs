@@ -17,6 +17,10 @@ use tracing::warn;
 /// Owns one PostgreSQL instance and makes it what the cluster data says
 #[derive(Debug, Parser)]
 #[command(name = "stolon-keeper", version = VERSION)]
+#[command(
+    after_help = "SIGTERM stops PostgreSQL and the keeper. SIGUSR1 ends the keeper alone: the next one, which has to \
+start within 15 s, takes the running PostgreSQL over, as for an upgrade."
+)]
 #[allow(missing_docs, reason = "doc comments of members become help texts; that of the flattened one must not")]
 pub struct Args {
     #[command(flatten)]

@@ -11,7 +11,8 @@
 //! * [`publish`] keeps the keeper's record in the store, at once when something that matters changed.
 //!
 //! Without a store, or without cluster data in it, PostgreSQL stays as it is. PostgreSQL outlives a killed keeper, and the
-//! next one adopts it; only a clean stop of the keeper stops PostgreSQL.
+//! next one adopts it; only a clean stop of the keeper (SIGTERM) stops PostgreSQL. Told to leave (SIGUSR1), the keeper ends
+//! alone and has the cluster wait for the next one, as for an upgrade.
 
 mod apply;
 pub mod args;
@@ -53,11 +54,12 @@ use postgres::binaries::Binaries;
 use postgres::conninfo;
 use postgres::sql::{SharedSession, Target};
 use probe::{Probe, Probed, Watched};
-use publish::{Facts, Identity, Publisher};
+use publish::{Facts, Identity, Publisher, Tenure};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Follower, SharedStore, Target as StoreTarget};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::info;
 use upstream::UpstreamWatch;
@@ -66,7 +68,7 @@ use worker::Worker;
 /// Limit of a statement to the own PostgreSQL while the specification's `requestTimeout` is not known or is 0.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs the keeper until SIGTERM or SIGINT.
+/// Runs the keeper until SIGTERM or SIGINT, or until SIGUSR1, which leaves PostgreSQL running.
 ///
 /// # Errors
 /// Unusable flags or files, another keeper in the same directory, or PostgreSQL could not be stopped.
@@ -98,6 +100,7 @@ fn hand_over(dir: &Path, user: &privileges::OsUser) -> anyhow::Result<()> {
 
 async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
     let mut termination = Termination::listen()?;
+    let leave = signal(SignalKind::user_defined1())?;
     metrics::start(&args.common, Program::Keeper).await?;
     let dir = KeeperDir::open(&config.data_dir, config.locking)?;
     let keeper = identify(&dir, &config)?;
@@ -147,7 +150,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
         timeout: REQUEST_TIMEOUT,
         tls: config.tls.clone(),
     };
-    let tasks = Tasks { store, keys, setup, identity, target };
+    let tasks = Tasks { store, keys, setup, identity, target, leave };
     let parts = (config, dir, binaries, keeper, state);
     tasks.run(parts, &mut termination).await
 }
@@ -175,6 +178,8 @@ struct Tasks {
     setup: Setup,
     identity: Identity,
     target: Target,
+    /// Orders to leave PostgreSQL to the next keeper.
+    leave: Signal,
 }
 
 impl Tasks {
@@ -183,7 +188,7 @@ impl Tasks {
         (config, dir, binaries, keeper, state): (Config, KeeperDir, Binaries, KeeperState, datadir::DbState),
         termination: &mut Termination,
     ) -> anyhow::Result<()> {
-        let Tasks { store, keys, setup, identity, target } = self;
+        let Tasks { store, keys, setup, identity, target, mut leave } = self;
         let follower = Follower::start(
             store.clone(),
             vec![StoreTarget::Key(keys.clusterdata()), StoreTarget::Key(keys.order(&keeper.uid))],
@@ -198,7 +203,7 @@ impl Tasks {
             ..Default::default()
         };
         let (facts, facts_receiver) = watch::channel(facts);
-        let (stop, stopped) = watch::channel(false);
+        let tenure = watch::Sender::new(Tenure::Kept);
         let (session, wake) = (Arc::new(SharedSession::default()), Arc::new(Notify::new()));
         let probe = Probe {
             pgdata: dir.pgdata(),
@@ -252,31 +257,51 @@ impl Tasks {
         let (order_stop, stopping) = oneshot::channel();
         let (mut ended, pulse) = Worker::start(move || work(parts, probe, stopping))?.split();
         let watching = [tokio::spawn(upstream_watch.run()), tokio::spawn(pulse.watch(hangs_sender)), looking];
-        let publishing = tokio::spawn(publisher.run(stopped));
-        // Both branches are cancel-safe.
-        let result = tokio::select! {
-            () = termination.wait() => {
-                metrics::keeper::SHUTDOWN.set_now();
-                info!("stopping");
-                let _ = order_stop.send(());
-                ended.await
+        let mut publishing = tokio::spawn(publisher.run(tenure.clone()));
+        // All branches are cancel-safe.
+        let result = loop {
+            tokio::select! {
+                () = termination.wait() => {
+                    metrics::keeper::SHUTDOWN.set_now();
+                    info!("stopping");
+                    let _ = order_stop.send(Ending::Stop);
+                    break ended.await;
+                }
+                _ = leave.recv() => {
+                    tenure.send_replace(Tenure::Left);
+                }
+                _ = &mut publishing, if *tenure.borrow() == Tenure::Left => {
+                    info!("leaving; postgres goes on, and the next keeper is waited for");
+                    let _ = order_stop.send(Ending::Leave);
+                    return Ok(ended.await.context("the keeper's work broke off; its last messages say why")??);
+                }
+                result = &mut ended => break result,
             }
-            result = &mut ended => result,
         };
         // The record goes last: while it is there, PostgreSQL may be running.
-        let _ = stop.send(true);
+        tenure.send_replace(Tenure::Ended);
         let _ = publishing.await;
         watching.iter().for_each(tokio::task::JoinHandle::abort);
         Ok(result.context("the keeper's work broke off; its last messages say why")??)
     }
 }
 
-/// Runs until it is told to stop, and stops PostgreSQL then.
-async fn work(parts: Parts, probe: Probe, stop: oneshot::Receiver<()>) -> error::Result<()> {
+/// How a keeper ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// With its PostgreSQL.
+    Stop,
+    /// Without: another keeper takes it over.
+    Leave,
+}
+
+/// Runs until it is told to end.
+async fn work(parts: Parts, probe: Probe, stop: oneshot::Receiver<Ending>) -> error::Result<()> {
     let mut machine = Machine::new(parts);
     let probing = tokio::spawn(probe.run());
-    machine.run(async { drop(stop.await) }).await;
-    let result = machine.shut_down().await;
+    let mut ending = Ending::Stop;
+    machine.run(async { ending = stop.await.unwrap_or(Ending::Stop) }).await;
+    let result = if ending == Ending::Stop { machine.shut_down().await } else { Ok(()) };
     probing.abort();
     result
 }

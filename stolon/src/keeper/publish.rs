@@ -18,6 +18,9 @@ const MIN_TTL: i64 = 2;
 const MAX_TTL: i64 = 20;
 /// Longest challenge that is answered, in characters.
 const CHALLENGE_LENGTH: usize = 64;
+/// How long the record of a keeper that leaves stays: its successor takes this long to start, or the cluster takes
+/// the keeper for dead.
+pub const ABSENCE: Duration = Duration::from_secs(15);
 /// Pause after a failed put.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -181,6 +184,18 @@ fn due(last: Option<&(KeeperInfo, u64, Instant)>, info: &KeeperInfo, facts: &Fac
     [position, answer].into_iter().flatten().min()
 }
 
+/// What becomes of the record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tenure {
+    /// It is kept up to date.
+    #[default]
+    Kept,
+    /// It is left to a successor, for [`ABSENCE`].
+    Left,
+    /// It vanishes.
+    Ended,
+}
+
 /// Everything the publisher works with.
 #[derive(Debug)]
 pub struct Publisher {
@@ -207,14 +222,26 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes until `stop` turns true; then the record vanishes.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    /// Publishes for as long as the record is to be kept. A record that is to be left and can't be, because the store does
+    /// not take it or there is none, is kept: then `tenure` is set back.
+    pub async fn run(mut self, tenure: watch::Sender<Tenure>) {
+        let mut wanted = tenure.subscribe();
         let mut ttl = lease_seconds(self.facts.borrow().fail_interval);
         let mut lease: Option<KeptLease> = None;
         let mut last: Option<(KeeperInfo, u64, Instant)> = None;
         let mut put_with: Option<LeaseId> = None;
         let mut failing = false;
-        while !*stop.borrow() {
+        while *wanted.borrow_and_update() != Tenure::Ended {
+            if *wanted.borrow() == Tenure::Left {
+                match self.leave(last.as_ref().map(|(info, ..)| info)).await {
+                    Ok(()) => return,
+                    Err(why) => {
+                        warn!("not leaving: {why}");
+                        tenure.send_replace(Tenure::Kept);
+                        continue;
+                    }
+                }
+            }
             let disk = self.disk.borrow_and_update().clone();
             let facts = self.facts.borrow_and_update().clone();
             let (info, fresh) = {
@@ -293,7 +320,7 @@ impl Publisher {
                 _ = self.upstream.changed() => {}
                 _ = self.challenges.changed() => {}
                 () = new_lease => {}
-                _ = stop.wait_for(|stop| *stop) => {}
+                _ = wanted.changed() => {}
             }
         }
         if let Some(lease) = lease {
@@ -306,6 +333,15 @@ impl Publisher {
         let view = self.challenges.borrow_and_update();
         let text = view.value(&self.challenge_key).map(String::from_utf8_lossy).unwrap_or_default();
         text.chars().take(CHALLENGE_LENGTH).collect()
+    }
+
+    /// The record moves to a lease that nobody keeps alive.
+    async fn leave(&self, last: Option<&KeeperInfo>) -> Result<(), String> {
+        let last = last.ok_or("this keeper has no record in the store yet")?;
+        let lease = self.store.grant(ABSENCE).await.map_err(|error| error.to_string())?;
+        let seconds = u32::try_from(ABSENCE.as_secs()).ok();
+        let info = KeeperInfo { lease_seconds: seconds, ..last.clone() };
+        self.put(&info, lease).await.map_err(|error| error.to_string())
     }
 
     async fn put(&self, info: &KeeperInfo, lease: LeaseId) -> store::Result<()> {
@@ -365,7 +401,7 @@ mod tests {
         let challenges = Follower::start(store.clone(), vec![Target::Key("challenge".into())]);
         let facts = watch::channel(Facts { cluster_uid: "c".into(), ..Default::default() });
         let (disk, probed) = (watch::channel(Disk::default()), watch::channel(Probed::default()));
-        let (upstream, hangs, stop) = (watch::channel(None), watch::channel(false), watch::channel(false));
+        let (upstream, hangs, tenure) = (watch::channel(None), watch::channel(false), watch::Sender::default());
         let publisher = Publisher {
             store: store.clone(),
             disk: disk.1,
@@ -380,7 +416,7 @@ mod tests {
         };
         let follower = Follower::start(store.clone(), vec![Target::Key("k".into())]);
         let mut records = follower.subscribe();
-        let publishing = tokio::spawn(publisher.run(stop.1));
+        let publishing = tokio::spawn(publisher.run(tenure.clone()));
         let mut wait = async |there: bool| {
             let _ = records.wait_for(|view| view.value("k").is_some() == there).await.unwrap();
         };
@@ -394,7 +430,7 @@ mod tests {
         assert!(store.get("k").await.unwrap().is_none());
         hangs.0.send_replace(false);
         wait(true).await;
-        stop.0.send_replace(true);
+        tenure.send_replace(Tenure::Ended);
         publishing.await.unwrap();
         assert!(store.get("k").await.unwrap().is_none());
     }

@@ -11,6 +11,7 @@ mod failover;
 mod fast;
 mod init;
 mod interop;
+mod leave;
 mod metrics;
 mod operate;
 mod outside;

@@ -3,7 +3,7 @@
 use crate::lab;
 use serde_json::json;
 use std::time::Duration;
-use testkit::stolon::{Lab, Written};
+use testkit::stolon::{Lab, Written, eventually};
 
 /// The longest time between two acknowledged commits.
 fn longest_wait(written: &Written) -> Duration {
@@ -144,6 +144,44 @@ async fn a_rolling_restart_keeps_the_order_and_loses_nothing() {
     let last = started(&lab).await;
     assert!((0..3).all(|keeper| last[keeper] > after[keeper] && last[keeper] >= last[new]), "{after:?} {last:?}");
     assert_eq!(lab.master().await, new);
+    writer.progress(20).await;
+    writer.finish().await.check(&lab.proxy(0).pg).await;
+}
+
+/// Index of the sentinel that leads: its log says so last.
+fn leading(lab: &Lab) -> usize {
+    let leads =
+        |log: &str| log.lines().rfind(|line| line.contains("this sentinel")).is_some_and(|l| l.contains("leads"));
+    let found = lab.sentinels().iter().position(|sentinel| sentinel.pid().is_some() && leads(&sentinel.log()));
+    found.expect("a leading sentinel")
+}
+
+#[tokio::test]
+async fn a_rolling_restart_survives_the_loss_of_a_sentinel_and_of_a_keeper() {
+    let lab = lab().keepers(3).sentinels(2).synchronous(1, 1).up().await;
+    lab.ready().await;
+    let old = lab.master().await;
+    let before = started(&lab).await;
+    let writer = lab.writer().await;
+    writer.progress(20).await;
+    let disturb = async {
+        let standbys = lab.standbys().await;
+        let told = |keeper: &usize| lab.keeper(*keeper).log().contains("as ordered");
+        eventually("a standby was told to restart", async || standbys.iter().any(told)).await;
+        let keeper = standbys.iter().copied().find(told).unwrap();
+        lab.keeper(keeper).process.kill();
+        lab.keeper(keeper).start();
+        let leader = leading(&lab);
+        lab.sentinel(leader).kill();
+        lab.sentinel(leader).start();
+    };
+    let (said, ()) = tokio::join!(lab.ctl(&["restart", "-y", "--all"]), disturb);
+    assert!(said.contains("PostgreSQL of 3 keepers was restarted"), "{said}");
+    let data = lab.ready().await;
+    let new = lab.published_in(&data).unwrap();
+    assert_ne!(new, old, "the master moved, as it does in a rolling restart");
+    let after = started(&lab).await;
+    assert!((0..3).all(|keeper| after[keeper] > before[keeper]), "{before:?} {after:?}");
     writer.progress(20).await;
     writer.finish().await.check(&lab.proxy(0).pg).await;
 }
