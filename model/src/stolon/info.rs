@@ -107,6 +107,8 @@ impl Problem {
     pub const RESTART_LOWERS: &str = "restart_lowers";
     /// The keeper can't make PostgreSQL what the cluster data says.
     pub const NOT_CONVERGING: &str = "not_converging";
+    /// A standby receives nothing from the server that it follows.
+    pub const NOT_STREAMING: &str = "not_streaming";
 }
 
 /// A primary that was stopped cleanly, to become the standby of its successor.

@@ -3,7 +3,8 @@
 //! One thread works on PostgreSQL and on files ([`worker`] says why):
 //! * [`machine`] wakes on a change of the cluster data, on PostgreSQL's end, on a complete synchronous set and on a safety
 //!   timer; it looks ([`observe`]), plans ([`plan`], pure) and does ([`apply`], one function per step);
-//! * [`probe`] looks at the instance about once a second and right after each action.
+//! * [`probe`] looks at the instance about once a second and right after each action;
+//! * [`streaming`] finds out why a standby receives nothing.
 //!
 //! Another one speaks with the others and never waits for a disk:
 //! * [`disk`] has a small file written and read now and then, and room set aside for the keeper's own files;
@@ -34,6 +35,7 @@ mod report;
 mod restore;
 mod resync;
 mod rewind;
+pub mod streaming;
 mod trash;
 pub mod upstream;
 mod waldir;
@@ -59,6 +61,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Follower, SharedStore, Target as StoreTarget};
+use streaming::StreamWatch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::info;
@@ -223,11 +226,20 @@ impl Tasks {
             results: upstream_sender,
             look: probe.asked.clone(),
         };
+        let (stream_sender, stream) = watch::channel(None);
+        let stream_watch = StreamWatch {
+            pgdata: dir.pgdata(),
+            binaries: binaries.clone(),
+            watched: probe.watched.clone(),
+            probed: probed.clone(),
+            results: stream_sender,
+        };
         let challenges = Follower::start(store.clone(), vec![StoreTarget::Key(keys.challenge(&keeper.uid))]);
         let (hangs_sender, hangs) = watch::channel(false);
         let publisher = Publisher {
             disk,
             hangs,
+            stream,
             store,
             challenge_key: keys.challenge(&keeper.uid),
             key: keys.keeper_info(&keeper.uid),
@@ -255,7 +267,7 @@ impl Tasks {
             order_key: keys.order(&order_uid),
         };
         let (order_stop, stopping) = oneshot::channel();
-        let (mut ended, pulse) = Worker::start(move || work(parts, probe, stopping))?.split();
+        let (mut ended, pulse) = Worker::start(move || work(parts, probe, stream_watch, stopping))?.split();
         let watching = [tokio::spawn(upstream_watch.run()), tokio::spawn(pulse.watch(hangs_sender)), looking];
         let mut publishing = tokio::spawn(publisher.run(tenure.clone()));
         // All branches are cancel-safe.
@@ -296,12 +308,18 @@ enum Ending {
 }
 
 /// Runs until it is told to end.
-async fn work(parts: Parts, probe: Probe, stop: oneshot::Receiver<Ending>) -> error::Result<()> {
+async fn work(
+    parts: Parts,
+    probe: Probe,
+    stream_watch: StreamWatch,
+    stop: oneshot::Receiver<Ending>,
+) -> error::Result<()> {
     let mut machine = Machine::new(parts);
-    let probing = tokio::spawn(probe.run());
+    let (probing, streaming) = (tokio::spawn(probe.run()), tokio::spawn(stream_watch.run()));
     let mut ending = Ending::Stop;
     machine.run(async { ending = stop.await.unwrap_or(Ending::Stop) }).await;
     let result = if ending == Ending::Stop { machine.shut_down().await } else { Ok(()) };
     probing.abort();
+    streaming.abort();
     result
 }

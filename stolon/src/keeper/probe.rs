@@ -330,7 +330,7 @@ pub(super) fn is_other_branch(timeline: u64, lsn: u64, history: &[TimelineHistor
 }
 
 /// `16/B374D848` as a number.
-fn parse_lsn(text: &str) -> Option<u64> {
+pub(super) fn parse_lsn(text: &str) -> Option<u64> {
     let (high, low) = text.split_once('/')?;
     let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
     Some(u64::from(high) << 32 | u64::from(low))

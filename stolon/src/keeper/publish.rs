@@ -111,6 +111,12 @@ pub fn render(
     }
 }
 
+/// A standby that receives nothing works, as far as it goes: nothing but the problem is told.
+fn with_stream(mut info: KeeperInfo, stream: Option<&String>) -> KeeperInfo {
+    info.problems.extend(stream.map(|text| problem((&Problem::NOT_STREAMING, text))));
+    info
+}
+
 /// An instance on a disk that can't be written is not healthy, whatever it answers from its memory.
 fn with_disk(mut info: KeeperInfo, disk: &Disk) -> KeeperInfo {
     info.problems.extend(disk.problem.iter().map(|(code, text)| problem((code, text))));
@@ -205,6 +211,8 @@ pub struct Publisher {
     pub disk: watch::Receiver<Disk>,
     /// The keeper's work hangs. Its sender lives as long as the keeper.
     pub hangs: watch::Receiver<bool>,
+    /// Why a standby receives nothing.
+    pub stream: watch::Receiver<Option<String>>,
     /// The record's key.
     pub key: String,
     /// Constants.
@@ -250,6 +258,7 @@ impl Publisher {
                 let probed = self.probed.borrow_and_update();
                 let fresh = !probed.healthy || probed.acted >= facts.acted;
                 let info = render(&self.identity, &facts, &probed, upstream, challenge.clone());
+                let info = with_stream(info, self.stream.borrow_and_update().as_ref());
                 // A challenge is answered even while a look is under way, but then with nothing else that is new: what
                 // was seen before the machine's last action must not be told as its result.
                 match last.as_ref().filter(|(put, ..)| !fresh && put.answered.as_ref() != Some(&challenge)) {
@@ -316,6 +325,8 @@ impl Publisher {
                 result = self.facts.changed() => if result.is_err() { break },
                 _ = self.probed.changed() => {}
                 _ = self.disk.changed() => {}
+                // Its task ends with PostgreSQL, before this one.
+                Ok(()) = self.stream.changed() => {}
                 _ = self.hangs.changed() => {}
                 _ = self.upstream.changed() => {}
                 _ = self.challenges.changed() => {}
@@ -405,6 +416,7 @@ mod tests {
         let publisher = Publisher {
             store: store.clone(),
             disk: disk.1,
+            stream: watch::channel(None).1,
             hangs: hangs.1,
             key: "k".into(),
             identity: identity(),

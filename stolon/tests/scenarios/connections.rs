@@ -1,9 +1,10 @@
-//! All connections are in use.
+//! All connections are in use, or a standby does not get one.
 
 use crate::lab;
+use model::stolon::Problem;
 use serde_json::json;
 use std::time::Duration;
-use testkit::stolon::{Endpoint, Lab};
+use testkit::stolon::{Endpoint, Lab, eventually};
 use tokio_postgres::Client;
 
 /// Three times the fail interval.
@@ -51,4 +52,27 @@ async fn used_up_connections_are_no_failure() {
     drop((users, all));
     lab.ready().await;
     lab.proxy(0).pg.one("CREATE TABLE after (n int)").await;
+}
+
+/// The problem that a keeper tells, and the record that it is in.
+async fn told(lab: &Lab, keeper: usize) -> Option<String> {
+    let problems = lab.info(keeper).await?.problems;
+    problems.into_iter().find(|problem| problem.code == Problem::NOT_STREAMING).map(|problem| problem.text)
+}
+
+#[tokio::test]
+async fn a_standby_that_is_not_let_in_says_so_and_why() {
+    let lab = lab().keepers(2).sentinels(1).proxies(1).up().await;
+    let (master, standby) = (lab.master().await, lab.standbys().await[0]);
+    lab.keeper(master).pg.one("ALTER ROLE repl NOLOGIN").await;
+    lab.keeper(master).pg.one("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication").await;
+    eventually("the standby says why", async || {
+        told(&lab, standby).await.is_some_and(|text| text.contains("is not permitted to log in"))
+    })
+    .await;
+    assert!(lab.ctl(&["why"]).await.contains(Problem::NOT_STREAMING));
+    assert_eq!(told(&lab, master).await, None);
+    lab.keeper(master).pg.one("ALTER ROLE repl LOGIN").await;
+    eventually("it streams again", async || told(&lab, standby).await.is_none()).await;
+    lab.caught_up(standby).await;
 }

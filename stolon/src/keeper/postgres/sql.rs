@@ -10,8 +10,9 @@ use pg::tls::{self, OpenError, Tls};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, error::SqlState};
+use tokio_postgres::{Client, Config, Row, Statement, error::SqlState};
 
 /// Where and as whom to connect.
 #[derive(Clone, Debug)]
@@ -34,6 +35,10 @@ pub struct Session {
     client: Client,
     task: JoinHandle<()>,
     timeout: Duration,
+    /// What is asked every second or two is prepared once, which saves two of three round trips and PostgreSQL most of
+    /// the work.
+    look: OnceCell<Statement>,
+    role: OnceCell<Statement>,
 }
 
 impl Drop for Session {
@@ -89,7 +94,7 @@ pub async fn connect(target: &Target, ended: impl FnOnce() + Send + 'static) -> 
         Ok(Err(OpenError::Tls(error))) => return Err(KeeperError::Other(format!("connect to postgres: {error}"))),
         Err(_) => return Err(KeeperError::NotYet("postgres does not answer to a connection".into())),
     };
-    Ok(Session { client, task, timeout: target.timeout })
+    Ok(Session { client, task, timeout: target.timeout, look: OnceCell::new(), role: OnceCell::new() })
 }
 
 /// One persistent session to the own instance, shared by the probe and the state machine.
@@ -203,6 +208,15 @@ impl Session {
         }
     }
 
+    async fn query_prepared(
+        &self,
+        cell: &OnceCell<Statement>,
+        sql: &str,
+    ) -> std::result::Result<Row, tokio_postgres::Error> {
+        let statement = cell.get_or_try_init(|| self.client.prepare(sql)).await?;
+        self.client.query_one(statement, &[]).await
+    }
+
     async fn run(&self, what: &'static str, sql: &str) -> Result<()> {
         self.within(what, self.client.batch_execute(sql)).await
     }
@@ -220,7 +234,7 @@ impl Session {
     /// # Errors
     /// The query fails.
     pub async fn snapshot_and_replies(&self) -> Result<(Snapshot, Vec<Reply>)> {
-        let row = self.within("look at postgres", self.client.query_one(SNAPSHOT, &[])).await?;
+        let row = self.within("look at postgres", self.query_prepared(&self.look, SNAPSHOT)).await?;
         let lsn: Option<String> = row.get(3);
         let timeline: Option<i64> = row.get(2);
         let standbys: Vec<String> = row.get(5);
@@ -252,7 +266,7 @@ impl Session {
     /// # Errors
     /// The query fails.
     pub async fn in_recovery(&self) -> Result<bool> {
-        let query = self.client.query_one("SELECT pg_is_in_recovery()", &[]);
+        let query = self.query_prepared(&self.role, "SELECT pg_is_in_recovery()");
         Ok(self.within("ask for the role", query).await?.get(0))
     }
 
