@@ -51,7 +51,8 @@ impl StreamWatch {
         let mut asked: Option<Instant> = None;
         loop {
             let now = Instant::now();
-            let next = stream.update(self.wanted(), now);
+            let (seen, position) = self.wanted();
+            let next = stream.update(seen, position, now);
             let wait = match next {
                 Next::Fine => {
                     asked = None;
@@ -64,7 +65,8 @@ impl StreamWatch {
                         asked = Some(now);
                         let text = self.explain(since).await;
                         // It may have begun to work while the question was asked.
-                        if matches!(stream.update(self.wanted(), Instant::now()), Next::Broken(_)) {
+                        let (seen, position) = self.wanted();
+                        if matches!(stream.update(seen, position, Instant::now()), Next::Broken(_)) {
                             self.tell(Some(text));
                         }
                     }
@@ -86,15 +88,15 @@ impl StreamWatch {
         }
     }
 
-    /// What is to be seen now: `None` where no stream is to be expected.
-    fn wanted(&mut self) -> Option<Option<i32>> {
+    /// What is to be seen now: `None` where no stream is to be expected; and the position.
+    fn wanted(&mut self) -> (Option<Option<i32>>, u64) {
         let (pid, followed) = {
             let watched = self.watched.borrow_and_update();
             (watched.pid, watched.upstream.clone())
         };
         let probed = self.probed.borrow_and_update();
         let works = probed.healthy && probed.pid == pid && pid.is_some() && probed.snapshot.in_recovery;
-        followed.filter(|_| works).map(|_| probed.snapshot.receiver)
+        (followed.filter(|_| works).map(|_| probed.snapshot.receiver), probed.snapshot.lsn)
     }
 
     fn tell(&self, text: Option<String>) {
@@ -191,6 +193,8 @@ struct Stream {
     receiver: Option<(i32, Instant)>,
     /// No receiver has lasted since.
     broken: Option<Instant>,
+    /// The position seen last.
+    position: u64,
 }
 
 /// What to do.
@@ -206,7 +210,7 @@ enum Next {
 
 impl Stream {
     /// Takes in what is to be seen: `None` where no stream is to be expected, else the receiver if there is one.
-    fn update(&mut self, seen: Option<Option<i32>>, now: Instant) -> Next {
+    fn update(&mut self, seen: Option<Option<i32>>, position: u64, now: Instant) -> Next {
         let Some(receiver) = seen else {
             *self = Stream::default();
             return Next::Fine;
@@ -219,6 +223,10 @@ impl Stream {
         let changed = last.is_some_and(|(old, _)| receiver.is_some_and(|pid| pid != old));
         if receiver.is_none() || changed {
             self.broken.get_or_insert(now);
+        }
+        // A standby replays the WAL that it has before it asks for more.
+        if std::mem::replace(&mut self.position, position) < position && receiver.is_none() {
+            self.broken = Some(now);
         }
         let Some(broken) = self.broken else { return Next::Fine };
         let steady = self.receiver.map(|(_, since)| since + STEADY);
