@@ -16,8 +16,9 @@ use super::publish::Facts;
 use super::resync::Failures;
 use super::upstream::Followed;
 use crate::access;
+use crate::sentinel::plan::LEASE_HINT;
 use model::stolon::{ClusterData, EffectiveSpec, Problem, Role};
-use model::{DbUid, GoDuration};
+use model::{DbUid, GoDuration, KeeperUid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -205,7 +206,7 @@ impl Machine {
             Ok((Err(error), _)) => return self.complain(&error.to_string()),
             Err(error) => return self.complain(&error.to_string()),
         };
-        let rewritten = entry.mod_revision != self.revision;
+        let rewritten = entry.mod_revision != self.revision && wants_an_answer(&data, &self.setup.uid);
         self.revision = entry.mod_revision;
         let sleep = at_least_a_little(spec.sleep_interval);
         self.target.timeout = request_timeout(&spec);
@@ -504,6 +505,12 @@ fn current_interest(view: &watch::Receiver<View>, key: &str, setup: &Setup) -> O
     Some(Interest::of(&ClusterData::parse(&bytes).ok()?, setup))
 }
 
+/// A sentinel of Go's, which leaves out what it does not know, takes a record that never changes for dead. Ours notes
+/// what it knows of the record's lease, and goes by that.
+fn wants_an_answer(data: &ClusterData, uid: &KeeperUid) -> bool {
+    !data.keepers.get(uid).is_some_and(|keeper| keeper.status.extra.contains_key(LEASE_HINT))
+}
+
 /// Limit of a statement. Without one a hung server would hang the keeper, and a tiny one would never let it work.
 fn request_timeout(spec: &EffectiveSpec) -> Duration {
     match spec.request_timeout.to_std() {
@@ -525,4 +532,23 @@ fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sentinels_that_do_not_know_of_leases_are_answered() {
+        let wants = |keepers: &str| {
+            let text = format!(
+                r#"{{"formatVersion":1,"cluster":{{"spec":{{"initMode":"new"}},"status":{{"phase":"initializing"}}}},
+                "keepers":{keepers},"dbs":{{}},"proxy":{{}}}}"#
+            );
+            wants_an_answer(&ClusterData::parse(text.as_bytes()).unwrap(), &"k".into())
+        };
+        assert!(wants("{}"));
+        assert!(wants(r#"{"k":{"uid":"k","spec":{},"status":{"healthy":true}}}"#));
+        assert!(!wants(r#"{"k":{"uid":"k","spec":{},"status":{"healthy":true,"leaseSeconds":2}}}"#));
+    }
 }

@@ -66,8 +66,8 @@ pub struct Facts {
     pub handed_over: HandedOver,
     /// The last order that was carried out.
     pub obeyed: String,
-    /// Counts rewrites of the cluster data. A Go sentinel rewrites it at each check and takes a record whose uid stays
-    /// the same for dead; ours does not. Answering rewrites serves the one and costs nothing with the other.
+    /// Counts rewrites of the cluster data by others than our sentinels. A Go sentinel rewrites it at each check and takes
+    /// a record whose uid stays the same for dead.
     pub rewrites: u64,
     /// What an operator should know, by code.
     pub problems: BTreeMap<&'static str, String>,

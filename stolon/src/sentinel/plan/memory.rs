@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Go's programs publish with leases of at least 20 s: a record that is gone has not been renewed for so long.
 const GO_LEASE: Duration = Duration::from_secs(20);
 /// Member of a keeper's status in which the kind of its record is kept for a successor.
-pub(super) const LEASE_HINT: &str = "leaseSeconds";
+pub const LEASE_HINT: &str = "leaseSeconds";
 
 /// What a sentinel has watched.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -42,7 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use explain::{Explanation, Finding, explain};
-pub use memory::{Memory, track};
+pub use memory::{LEASE_HINT, Memory, track};
 pub use obstacle::Obstacle;
 pub use operation::Notes;
 pub use reason::Reason;
