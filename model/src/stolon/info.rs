@@ -73,6 +73,9 @@ pub struct KeeperInfo {
     /// long for them. Absent where the keeper does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streaming: Option<Vec<DbUid>>,
+    /// Ours only: which start of which machine, and which directory. Another record with the same uid is from another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// Members unknown to this version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -109,6 +112,8 @@ impl Problem {
     pub const NOT_CONVERGING: &str = "not_converging";
     /// A standby receives nothing from the server that it follows.
     pub const NOT_STREAMING: &str = "not_streaming";
+    /// Another keeper was started with the same uid; it is kept out.
+    pub const UID_IN_USE: &str = "uid_in_use";
 }
 
 /// A primary that was stopped cleanly, to become the standby of its successor.

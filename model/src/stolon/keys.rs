@@ -51,6 +51,10 @@ impl Keys {
     pub fn challenge(&self, uid: &KeeperUid) -> String {
         format!("{}/ext/challenge/{uid}", self.base)
     }
+    /// Ours only: where a keeper complains that another one already has its uid.
+    pub fn twin(&self, uid: &KeeperUid) -> String {
+        format!("{}/ext/twin/{uid}", self.base)
+    }
     /// Ours only: prefix of what the leading sentinel wants keepers to do, see [`super::ext::Order`].
     pub fn orders(&self) -> String {
         format!("{}/ext/order/", self.base)

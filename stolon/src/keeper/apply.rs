@@ -46,10 +46,8 @@ impl Machine {
                 self.dir.save_restore(None)
             }
             Step::Stop(why) => self.apply_stop(why).await,
-            Step::TellHandedOver(done) => {
-                self.facts.send_modify(|facts| facts.handed_over = done);
-                Ok(())
-            }
+            Step::TellHandedOver(handed_over) => self.apply_save_state(DbState { handed_over, ..self.state.clone() }),
+            Step::EndSessions => self.apply_end_sessions().await,
             Step::MoveAway(reason) => trash::move_away(self.dir.root(), &self.dir.pgdata(), reason, Utc::now()),
             Step::DeleteGarbage => self.apply_delete_garbage().await,
             Step::Initdb(config) => self.apply_initdb(&config).await,
@@ -305,6 +303,15 @@ impl Machine {
         self.reload_owed = false;
         self.acted();
         info!("postgres has read its configuration again");
+        Ok(())
+    }
+
+    /// Whoever is connected to a former master past the proxies would write what is thrown away.
+    async fn apply_end_sessions(&self) -> Result<()> {
+        let ended = self.sql().await?.end_sessions(&self.config.su.user, &self.config.repl.user).await?;
+        if ended > 0 {
+            info!(sessions = ended, "another db is to be master: ended the sessions of this one");
+        }
         Ok(())
     }
 

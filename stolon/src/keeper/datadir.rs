@@ -4,6 +4,7 @@ use super::disk;
 use super::error::{KeeperError, Result, io};
 use super::leftover::WorkLock;
 use super::postgres::process::remove_file;
+use model::stolon::HandedOver;
 use model::{DbUid, KeeperUid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct DbState {
     /// The data is being rewound, or was and has not followed yet. Go takes it for what [`Self::initializing`] says.
     #[serde(rename = "Rewinding", skip_serializing_if = "Option::is_none")]
     pub rewinding: Option<Rewinding>,
+    /// It was stopped as a primary to become its successor's standby, and has followed nobody since.
+    #[serde(rename = "HandedOver", skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<HandedOver>,
 }
 
 /// A rewind that was begun. Until it is done PostgreSQL must not start in the data, and it can only be done again with
@@ -299,6 +303,11 @@ mod tests {
         let text = serde_json::to_string(&rewinding).unwrap();
         assert!(text.ends_with(r#""Rewinding":{"Source":"m","Timeline":2,"Done":false}}"#), "{text}");
         assert_eq!(parse::<DbState>(text.as_bytes()).unwrap(), rewinding);
+        let handed_over = Some(HandedOver { db: "ab".into(), xlog_pos: 77 });
+        let told = DbState { handed_over, ..state.clone() };
+        let text = serde_json::to_string(&told).unwrap();
+        assert!(text.ends_with(r#""HandedOver":{"db":"ab","xLogPos":77}}"#), "{text}");
+        assert_eq!(parse::<DbState>(text.as_bytes()).unwrap(), told);
         let none = r#"{"UID":"","Generation":0,"Initializing":false,"InitPGParameters":null}"#;
         assert_eq!(serde_json::to_string(&DbState::default()).unwrap(), none);
         let keeper: KeeperState = parse(br#"{"UID":"k1","ClusterUID":"c"}"#).unwrap();

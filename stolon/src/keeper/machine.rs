@@ -9,6 +9,7 @@ use super::order::Orders;
 use super::plan::{self, Local, Plan, Refused, Setup};
 use super::postgres::binaries::Binaries;
 use super::postgres::conf::{self, Parameters};
+use super::postgres::control;
 use super::postgres::process::{self, PidFile, Postmaster};
 use super::postgres::sql::{Session, SharedSession, Target};
 use super::probe::{Probed, Watched};
@@ -154,6 +155,9 @@ impl Machine {
             pause: FIRST_PAUSE,
             revision: 0,
         };
+        // What the keeper before wrote down may be over: somebody may have started the instance by hand.
+        let control = control::read(&machine.dir.pgdata());
+        machine.state.handed_over.take_if(|done| !control.is_some_and(|control| control.ended_at(done.xlog_pos)));
         if let Some(file) = process::find(&machine.dir.pgdata()) {
             info!(pid = file.pid, "adopting the running postgres");
             machine.set_postmaster(Some(process::adopt(file.pid, &machine.dir.pgdata())));
@@ -282,7 +286,6 @@ impl Machine {
             names_in_force: self.proven_names(),
             checkpoint_owed: self.checkpoint_owed,
             refused: self.refused.clone(),
-            handed_over: !self.facts.borrow().handed_over.db.is_empty(),
             restored: if self.state.initializing { self.dir.load_restore() } else { None },
             order: self.take_order(),
         }
@@ -398,13 +401,14 @@ impl Machine {
         } else {
             (self.state.uid.clone(), self.state.generation)
         };
+        let handed_over = self.state.handed_over.clone().filter(|_| !self.state.initializing).unwrap_or_default();
         let cluster_uid = self.keeper.cluster_uid.clone();
         let (pid, acted) = {
             let watched = self.watched.borrow();
             (watched.pid, watched.acted)
         };
         self.facts.send_if_modified(|facts| {
-            let new = Facts { cluster_uid, db, making, pid, acted, ..facts.clone() };
+            let new = Facts { cluster_uid, db, making, pid, acted, handed_over, ..facts.clone() };
             std::mem::replace(facts, new.clone()) != new
         });
     }

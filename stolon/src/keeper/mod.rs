@@ -31,6 +31,7 @@ pub mod plan;
 pub mod postgres;
 pub mod probe;
 pub mod publish;
+pub mod record;
 mod report;
 mod restore;
 mod resync;
@@ -139,6 +140,7 @@ async fn run(args: &Args, config: Config, keys: Keys) -> anyhow::Result<()> {
     let identity = Identity {
         uid: keeper.uid.clone(),
         boot_uuid,
+        place: record::place(dir.root())?,
         version,
         priority: config.priority,
         can_be_master: config.can_be_master,
@@ -234,14 +236,17 @@ impl Tasks {
             probed: probed.clone(),
             results: stream_sender,
         };
-        let challenges = Follower::start(store.clone(), vec![StoreTarget::Key(keys.challenge(&keeper.uid))]);
+        let (challenge, twin) = (keys.challenge(&keeper.uid), keys.twin(&keeper.uid));
+        let challenges =
+            Follower::start(store.clone(), vec![StoreTarget::Key(challenge.clone()), StoreTarget::Key(twin.clone())]);
         let (hangs_sender, hangs) = watch::channel(false);
         let publisher = Publisher {
             disk,
             hangs,
             stream,
             store,
-            challenge_key: keys.challenge(&keeper.uid),
+            challenge_key: challenge,
+            twin_key: twin,
             key: keys.keeper_info(&keeper.uid),
             identity,
             facts: facts_receiver,

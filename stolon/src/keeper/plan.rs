@@ -158,6 +158,9 @@ impl Context<'_> {
             let restricted = sync || self.is_given_up();
             let files = self.files(None, restricted);
             let mut steps = vec![Step::SetSyncWait(restricted)];
+            if !standby {
+                steps.extend(self.take_hand_over_back());
+            }
             if standby {
                 steps.push(Step::MarkStandby);
             } else if marks.standby || marks.recovery {
@@ -180,26 +183,24 @@ impl Context<'_> {
             let recovery = restore_command.map(|restore_command| Recovery { restore_command, ..Default::default() });
             let files = self.files(recovery.as_ref(), self.still_waiting());
             if self.is_equipped(&files) {
-                return Plan::then_again([Step::Promote]);
+                return Plan::then_again(self.take_hand_over_back().into_iter().chain([Step::Promote]));
             }
             let mut steps = self.configure(&files);
+            steps.extend(self.take_hand_over_back());
             steps.push(Step::Promote);
             return Plan::then_again(steps);
         }
         let waiting = self.still_waiting();
-        let files = self.files(None, waiting);
+        let files = self.files(None, waiting || self.is_given_up());
         let mut steps = Vec::new();
         if self.local.sync_wait != Some(waiting) {
             steps.push(Step::SetSyncWait(waiting));
-        }
-        if self.local.handed_over {
-            steps.push(Step::TellHandedOver(HandedOver::default()));
         }
         let slots = self.ensure_slots(true, true);
         if self.local.checkpoint_owed && self.local.sync_wait == Some(waiting) && self.is_equipped(&files) {
             // Promoted a moment ago: clients wait for it to be told, and what is left can be done afterwards.
             steps.push(slots);
-            return Plan { again: true, ..self.finish(steps) };
+            return Plan { again: true, ..self.finish(steps, false) };
         }
         let configure = self.configure(&files);
         // A new standby needs its slot before commits wait for it. But a lack of slots must not keep commits waiting for
@@ -209,7 +210,17 @@ impl Context<'_> {
         } else {
             steps.extend([slots].into_iter().chain(configure));
         }
-        self.finish(steps)
+        if self.is_given_up() {
+            // Proxies have left it, or are about to. What clients of its own write from now on would be lost, even if they
+            // are told otherwise, as where commits wait for nobody.
+            steps.push(Step::EndSessions);
+        }
+        self.finish(steps, false)
+    }
+
+    /// Before an instance becomes a primary again, or follows somebody: what follows was not there when it was handed over.
+    fn take_hand_over_back(&self) -> Option<Step> {
+        self.local.state.handed_over.as_ref().map(|_| Step::TellHandedOver(None))
     }
 
     /// Its commits will wait for the right standbys, and it lets the right users in; all that is left to change is what
@@ -282,21 +293,20 @@ impl Context<'_> {
         if let Some(plan) = self.settle(running) {
             return plan;
         }
+        let mut steps: Vec<Step> = self.take_hand_over_back().filter(|_| settled).into_iter().collect();
         let configure = self.configure(&files);
         // One that stands for a master has followers of its own. So has one that is about to become the master: they find
-        // their slots when they come, even before it is promoted.
+        // their slots when they come, even before it is promoted. One that may have to be the master again keeps what its
+        // followers have not received.
         let successor = !external && self.is_successor();
-        let slots = self.ensure_slots(external || successor, external);
-        let mut steps: Vec<Step> = if successor {
-            [slots].into_iter().chain(configure).collect()
+        let waits = !settled && self.local.state.handed_over.is_some();
+        let slots = (!waits).then(|| self.ensure_slots(external || successor, external));
+        if successor {
+            steps.extend(slots.into_iter().chain(configure));
         } else {
-            configure.into_iter().chain([slots]).collect()
-        };
-        // Until its successor serves it may have to be the master again.
-        if self.local.handed_over && settled {
-            steps.push(Step::TellHandedOver(HandedOver::default()));
+            steps.extend(configure.into_iter().chain(slots));
         }
-        self.finish(steps)
+        self.finish(steps, waits)
     }
 
     /// A primary that is to follow its successor. Stopped cleanly it has sent everything to its standbys, and the
@@ -308,7 +318,7 @@ impl Context<'_> {
         }
         match self.local.running {
             // Started as a standby a moment ago, which its control file says only when it has got so far.
-            Some(running) if self.local.handed_over && !running.ready => {
+            Some(running) if self.local.state.handed_over.is_some() && !running.ready => {
                 return Plan::then_again([Step::WaitReady(self.ready_limit())]);
             }
             Some(_) => return Plan::then_again([Step::Stop("it is handed over to its successor")]),
@@ -325,7 +335,8 @@ impl Context<'_> {
         // The successor has a slot for it since it was chosen, and leads it to its next timeline when it is promoted.
         let files = self.files(Some(&self.recovery(successor)), false);
         let done = HandedOver { db: self.db.uid.clone(), xlog_pos: control.checkpoint };
-        let steps = [Step::TellHandedOver(done), Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files)];
+        let steps =
+            [Step::TellHandedOver(Some(done)), Step::SetSyncWait(false), Step::MarkStandby, Step::WriteFiles(files)];
         Plan::then_again(steps.into_iter().chain([Step::Start, Step::WaitReady(self.ready_limit())]))
     }
 
@@ -342,7 +353,7 @@ impl Context<'_> {
     }
 
     /// Last steps of a pass that reached the wanted role.
-    fn finish(&self, mut steps: Vec<Step>) -> Plan {
+    fn finish(&self, mut steps: Vec<Step>, waits_for_successor: bool) -> Plan {
         let mut told = None;
         match &self.local.order {
             Some(Ordered { id, work: Work::Restart, stage: OrderStage::CheckpointEnded }) => {
@@ -366,6 +377,7 @@ impl Context<'_> {
             initializing: false,
             primary: Some(primary),
             announced: primary.then_some(self.db.status.timeline_id),
+            handed_over: self.local.state.handed_over.clone().filter(|_| waits_for_successor),
             ..self.local.state.clone()
         };
         if state != self.local.state {

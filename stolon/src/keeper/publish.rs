@@ -2,7 +2,7 @@
 
 use super::disk::Disk;
 use super::probe::Probed;
-use crate::access::random_uid;
+use super::record::{Outcome, Record};
 use model::stolon::{HandedOver, KeeperInfo, PostgresBinaryVersion, PostgresState, Problem, Upstream};
 use model::{DbUid, GoDuration, KeeperUid};
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use store::{KeptLease, LeaseId, SharedStore, View};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// etcd grants no shorter leases by default.
 const MIN_TTL: i64 = 2;
@@ -21,6 +21,8 @@ const CHALLENGE_LENGTH: usize = 64;
 /// How long the record of a keeper that leaves stays: its successor takes this long to start, or the cluster takes
 /// the keeper for dead.
 pub const ABSENCE: Duration = Duration::from_secs(15);
+/// Longest complaint of another keeper that is passed on, in characters.
+const TWIN_LENGTH: usize = 200;
 /// Pause after a failed put.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -31,6 +33,8 @@ pub struct Identity {
     pub uid: KeeperUid,
     /// This start of it.
     pub boot_uuid: String,
+    /// See [`super::record::place`].
+    pub place: String,
     /// PostgreSQL's version.
     pub version: PostgresBinaryVersion,
     /// See the flags.
@@ -94,6 +98,7 @@ pub fn render(
         uid: identity.uid.clone(),
         cluster_uid: facts.cluster_uid.clone(),
         boot_uuid: identity.boot_uuid.clone(),
+        place: Some(identity.place.clone()),
         postgres_binary_version: identity.version,
         priority: identity.priority,
         postgres_state: known.then(|| state(identity, facts, probed)),
@@ -225,7 +230,9 @@ pub struct Publisher {
     pub upstream: watch::Receiver<Option<Upstream>>,
     /// Where a sentinel asks for a sign of life.
     pub challenge_key: String,
-    /// A live copy of that key.
+    /// Where another keeper complains that it has the same uid.
+    pub twin_key: String,
+    /// A live copy of these two keys.
     pub challenges: watch::Receiver<View>,
 }
 
@@ -238,10 +245,11 @@ impl Publisher {
         let mut lease: Option<KeptLease> = None;
         let mut last: Option<(KeeperInfo, u64, Instant)> = None;
         let mut put_with: Option<LeaseId> = None;
-        let mut failing = false;
+        let (mut failing, mut taken) = (false, false);
+        let mut record = Record::new(self.store.clone(), self.key.clone());
         while *wanted.borrow_and_update() != Tenure::Ended {
             if *wanted.borrow() == Tenure::Left {
-                match self.leave(last.as_ref().map(|(info, ..)| info)).await {
+                match self.leave(&mut record, last.as_ref().map(|(info, ..)| info)).await {
                     Ok(()) => return,
                     Err(why) => {
                         warn!("not leaving: {why}");
@@ -252,6 +260,7 @@ impl Publisher {
             }
             let disk = self.disk.borrow_and_update().clone();
             let facts = self.facts.borrow_and_update().clone();
+            let twin = self.twin();
             let (info, fresh) = {
                 let upstream = self.upstream.borrow_and_update().clone();
                 let challenge = self.challenge();
@@ -263,7 +272,11 @@ impl Publisher {
                 // was seen before the machine's last action must not be told as its result.
                 match last.as_ref().filter(|(put, ..)| !fresh && put.answered.as_ref() != Some(&challenge)) {
                     Some((put, ..)) => (KeeperInfo { answered: Some(challenge), ..put.clone() }, true),
-                    None => (with_disk(info, &disk), fresh),
+                    None => {
+                        let mut info = with_disk(info, &disk);
+                        info.problems.extend(twin);
+                        (info, fresh)
+                    }
                 }
             };
             let hangs = *self.hangs.borrow_and_update();
@@ -290,8 +303,17 @@ impl Publisher {
                 let when = if id == put_with { due(last.as_ref(), &info, &facts) } else { Some(Instant::now()) };
                 match (id, when) {
                     (Some(id), Some(when)) if when <= Instant::now() => {
-                        match self.put(&info, id).await {
-                            Ok(()) => {
+                        match record.put(&info, id).await {
+                            Ok(Outcome::Taken(owner)) => {
+                                if !std::mem::replace(&mut taken, true) {
+                                    self.complain(&owner, id).await;
+                                }
+                            }
+                            Ok(Outcome::Written) => {
+                                if std::mem::take(&mut taken) {
+                                    warn!("the other keeper with this uid is gone");
+                                    let _ = self.store.delete(&self.twin_key).await;
+                                }
                                 failing = false;
                                 put_with = Some(id);
                                 last = Some((info, facts.rewrites, Instant::now()));
@@ -347,19 +369,38 @@ impl Publisher {
     }
 
     /// The record moves to a lease that nobody keeps alive.
-    async fn leave(&self, last: Option<&KeeperInfo>) -> Result<(), String> {
+    async fn leave(&self, record: &mut Record, last: Option<&KeeperInfo>) -> Result<(), String> {
         let last = last.ok_or("this keeper has no record in the store yet")?;
         let lease = self.store.grant(ABSENCE).await.map_err(|error| error.to_string())?;
         let seconds = u32::try_from(ABSENCE.as_secs()).ok();
         let info = KeeperInfo { lease_seconds: seconds, ..last.clone() };
-        self.put(&info, lease).await.map_err(|error| error.to_string())
+        match record.put(&info, lease).await.map_err(|error| error.to_string())? {
+            Outcome::Written => Ok(()),
+            Outcome::Taken(owner) => Err(format!("the record belongs to another keeper, {owner}")),
+        }
     }
 
-    async fn put(&self, info: &KeeperInfo, lease: LeaseId) -> store::Result<()> {
-        let info = KeeperInfo { info_uid: random_uid(), ..info.clone() };
-        // Strings, numbers and maps with string keys only: serialising can't fail.
-        let value = serde_json::to_vec(&info).expect("a keeper's record is plain JSON");
-        self.store.put(&self.key, &value, Some(lease)).await.map(|_| ())
+    /// What another keeper with the same uid says, which is kept out.
+    fn twin(&self) -> Option<Problem> {
+        let view = self.challenges.borrow();
+        let told = String::from_utf8_lossy(view.value(&self.twin_key)?);
+        let told: String = told.chars().filter(|c| !c.is_control()).take(TWIN_LENGTH).collect();
+        let text =
+            format!("another keeper was started with this uid and is kept out; give each one its own --uid: {told}");
+        Some(Problem { code: Problem::UID_IN_USE.to_owned(), text })
+    }
+
+    /// This keeper's uid is another one's. That one is told, for its record is what people look at.
+    async fn complain(&self, owner: &str, lease: LeaseId) {
+        let Identity { uid, address, port, .. } = &self.identity;
+        error!(
+            "keeper uid \"{uid}\" is used by another keeper, {owner}; nothing is done here until that one is gone: if this \
+             host is a copy of another one, stop this keeper and give it a --uid and an empty --data-dir of its own"
+        );
+        let text = format!("its PostgreSQL would be at {address}:{port}");
+        if let Err(error) = self.store.put(&self.twin_key, text.as_bytes(), Some(lease)).await {
+            debug!(%error, "complain to the other keeper");
+        }
     }
 }
 
@@ -397,6 +438,7 @@ mod tests {
         Identity {
             uid: "k1".into(),
             boot_uuid: "b".into(),
+            place: "p".into(),
             version: PostgresBinaryVersion::default(),
             priority: None,
             can_be_master: true,
@@ -424,6 +466,7 @@ mod tests {
             probed: probed.1,
             upstream: upstream.1,
             challenge_key: "challenge".into(),
+            twin_key: "twin".into(),
             challenges: challenges.subscribe(),
         };
         let follower = Follower::start(store.clone(), vec![Target::Key("k".into())]);

@@ -24,6 +24,7 @@ mod store;
 mod sync;
 mod tls;
 mod topology;
+mod twins;
 
 use model::stolon::{ClusterData, Role};
 use std::collections::BTreeMap;

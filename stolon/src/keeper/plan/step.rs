@@ -104,8 +104,6 @@ pub struct Local {
     pub restored: Option<RestoreState>,
     /// Parameters that PostgreSQL would not start with.
     pub refused: Option<Refused>,
-    /// It was stopped to become its successor's standby, and has not followed that yet.
-    pub handed_over: bool,
     /// What the leading sentinel wants done, while it is not done.
     pub order: Option<Ordered>,
 }
@@ -214,8 +212,8 @@ pub enum Step {
     MarkInitialized(DbUid),
     /// Stop PostgreSQL; why.
     Stop(&'static str),
-    /// Tell the cluster where the instance ended that is handed over; the default: none is.
-    TellHandedOver(HandedOver),
+    /// Tell the cluster where the instance ended that is handed over, and remember it; `None`: it is not, or no longer.
+    TellHandedOver(Option<HandedOver>),
     /// Move the data directory to trash; why.
     MoveAway(&'static str),
     /// Delete the data directory, which an interrupted initialisation of the same db left.
@@ -247,6 +245,8 @@ pub enum Step {
     Resync(Box<Resync>),
     /// Keep normal users out, or not.
     SetSyncWait(bool),
+    /// End the sessions of those who are to be kept out.
+    EndSessions,
     /// Mark the data as a standby's.
     MarkStandby,
     /// Remove what would make PostgreSQL start as anything else than a primary.
@@ -310,6 +310,7 @@ impl Step {
             Step::Recover(_) => "recover",
             Step::Resync(_) => "resync",
             Step::SetSyncWait(_) => "set sync wait",
+            Step::EndSessions => "end sessions",
             Step::MarkStandby => "mark standby",
             Step::MarkPrimary => "mark primary",
             Step::WriteFiles(_) => "write files",

@@ -83,7 +83,6 @@ impl Case {
             names_in_force: None,
             checkpoint_owed: false,
             refused: None,
-            handed_over: false,
             restored: None,
             order: None,
         };
@@ -409,7 +408,14 @@ fn users_wait_after_the_start_of_a_synchronous_master() {
 fn a_master_that_was_given_up_starts_without_users() {
     let mut case = Case::new("a");
     case.data.cluster.status.master = "s".into();
-    // It runs: nothing changes for those who use it.
+    // It runs: whoever came past the proxies must go.
+    assert_eq!(case.steps(), "ensure slots, write files, reload, end sessions, restart if pending, save state");
+    let mut case = case.settled();
+    assert!(!case.local.hba.as_ref().unwrap().contains("host all all"));
+    // Elected again without having been restarted, it has shown nobody what standbys lack.
+    case.data.cluster.status.master = "m".into();
+    case.db().synchronous_replication = true;
+    case.db().synchronous_standbys = Some(vec!["s".into()]);
     assert!(case.settled().local.hba.unwrap().contains("host all all"));
     let mut case = Case::new("a");
     case.data.cluster.status.master = "s".into();
@@ -418,7 +424,7 @@ fn a_master_that_was_given_up_starts_without_users() {
     let mut case = case.settled();
     assert!(!case.local.hba.as_ref().unwrap().contains("host all all"));
     (case.local.running, case.local.sync_wait) = (RUNNING, Some(true));
-    assert_eq!(case.steps(), "ensure slots, restart if pending, save state");
+    assert_eq!(case.steps(), "ensure slots, end sessions, restart if pending, save state");
     // The keeper's successor goes on; a change of mind lets users in.
     case.local.sync_wait = None;
     assert!(case.plan().steps.contains(&Step::SetSyncWait(true)));
@@ -546,7 +552,7 @@ fn a_primary_is_handed_over_to_its_successor() {
     assert!(matches!(crashed.plan().steps[0], Step::Resync(_)), "and this is taken up again");
     case.local.data = present(ControlState::ShutDown, false);
     let told = HandedOver { db: "m".into(), xlog_pos: 77 };
-    assert_eq!(case.plan().steps[0], Step::TellHandedOver(told));
+    assert_eq!(case.plan().steps[0], Step::TellHandedOver(Some(told.clone())));
     let Some(Step::WriteFiles(files)) = case.plan().steps.into_iter().find(|step| matches!(step, Step::WriteFiles(_)))
     else {
         panic!("no files")
@@ -556,21 +562,32 @@ fn a_primary_is_handed_over_to_its_successor() {
         "it follows from the beginning"
     );
     // While it starts, its control file says what it was.
-    (case.local.running, case.local.handed_over) = (Some(Running { ready: false, same_place: true }), true);
+    case.local.running = Some(Running { ready: false, same_place: true });
+    case.local.state.handed_over = Some(told.clone());
     assert_eq!(case.steps(), "wait ready, …");
     case.local.running = RUNNING;
     assert_eq!(case.steps(), "stop, …", "unless it says itself that it is a primary");
     // It can be the master again until its successor is in service.
     let mut case = case.settled();
-    (case.local.running, case.local.handed_over) = (RUNNING, true);
+    (case.local.running, case.local.state.handed_over) = (RUNNING, Some(told));
     case.local.data = present(ControlState::ArchiveRecovery, true);
     let mut case = case.settled();
     assert!(!case.plan().steps.iter().any(|step| matches!(step, Step::WriteFiles(_) | Step::TellHandedOver(_))));
+    // Meanwhile it keeps its slots, for it may become master again; and what it wrote down, for the next keeper.
+    assert_eq!(case.steps(), "restart if pending");
+    assert!(case.local.state.handed_over.is_some());
+    let mut back = case.clone();
+    back.db().role = Some(Role::Master);
+    back.db().follow_config = None;
+    assert!(back.steps().ends_with("tell that it is handed over, promote, …"), "{}", back.steps());
+    back.local.data = present(ControlState::Production, false);
+    assert!(back.settled().local.state.handed_over.is_none());
     case.data.cluster.status.master = "s".into();
     let successor = case.data.dbs.get_mut("s").unwrap();
     successor.spec.role = Some(Role::Master);
     successor.status.current_generation = 3;
-    assert!(case.plan().steps.contains(&Step::TellHandedOver(HandedOver::default())));
+    assert!(case.steps().starts_with("tell that it is handed over, "), "{}", case.steps());
+    assert!(case.settled().local.state.handed_over.is_none());
 }
 
 #[test]

@@ -34,6 +34,14 @@ pub enum ControlState {
     Production,
 }
 
+impl Control {
+    /// The server was stopped cleanly with its last record at this position, and has been nothing but a standby since.
+    pub fn ended_at(self, position: u64) -> bool {
+        let standby = self.state.is_standby() || self.state == ControlState::ShutDown;
+        standby && self.checkpoint == position
+    }
+}
+
 impl ControlState {
     /// No recovery is needed before other programs may change the files.
     pub fn is_clean(self) -> bool {
@@ -73,6 +81,17 @@ fn parse(bytes: &[u8]) -> Option<Control> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_clean_end_that_nothing_followed_is_one() {
+        let control = |state, checkpoint| Control { system_id: 7, state, timeline: 1, checkpoint };
+        for state in [ControlState::ShutDown, ControlState::ShutDownInRecovery, ControlState::ArchiveRecovery] {
+            assert!(control(state, 77).ended_at(77) && !control(state, 78).ended_at(77), "{state:?}");
+        }
+        for state in [ControlState::Production, ControlState::CrashRecovery, ControlState::ShuttingDown] {
+            assert!(!control(state, 77).ended_at(77), "{state:?}");
+        }
+    }
     use proptest::prelude::*;
 
     fn sample() -> Vec<u8> {

@@ -332,6 +332,21 @@ impl Session {
         Ok(self.within("ask when the configuration was read", self.client.query_one(SQL, &[])).await?.get(0))
     }
 
+    /// Ends the sessions of all but these two users; gives how many. Not those that wait for synchronous standbys: they tell
+    /// nobody anything, and ended they would let others see what they have not told.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn end_sessions(&self, su: &str, repl: &str) -> Result<i64> {
+        let sql = format!(
+            "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = \
+             'client backend' AND usename NOT IN ({}, {}) AND wait_event IS DISTINCT FROM 'SyncRep'",
+            literal(su),
+            literal(repl)
+        );
+        Ok(self.within("end sessions", self.client.query_one(&sql, &[])).await?.get(0))
+    }
+
     /// The checkpointer; `None` while there is none.
     ///
     /// # Errors
