@@ -2,6 +2,7 @@
 
 use crate::lab;
 use model::stolon::Problem;
+use serde_json::json;
 use std::time::Duration;
 use testkit::stolon::{Lab, eventually};
 
@@ -12,7 +13,8 @@ async fn is_told(lab: &Lab) -> bool {
 
 #[tokio::test]
 async fn the_second_one_is_kept_out_until_the_first_is_gone() {
-    let lab = lab().prepare().await;
+    // However slow the machine is, no lease ends here by itself.
+    let lab = lab().spec(json!({"failInterval": "20s"})).prepare().await;
     lab.keeper(1).process.set_argument("--uid", &lab.keeper(0).uid);
     lab.init().await;
     lab.sentinel(0).start();

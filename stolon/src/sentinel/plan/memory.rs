@@ -21,6 +21,8 @@ pub struct Memory {
     pub(super) proxies: BTreeMap<ProxyUid, ProxyMemory>,
     /// No keeper had a record.
     nobody: bool,
+    /// When the first keeper came back after all were gone, while others are missing.
+    pub(super) revived: Option<Duration>,
     /// When the first keeper of a new cluster was seen.
     pub(super) first_keeper: Option<Duration>,
     /// How often a keeper did not manage to make the first master.
@@ -139,6 +141,8 @@ pub fn track(now: Moment, data: &ClusterData, observed: &Observed, memory: &Memo
         }
     }
     next.apply_condemnation(now.clock, memory);
+    // A sentinel that starts along with the first keepers has not seen that they were gone.
+    next.revived = super::revival::track(now.clock, data, observed, &next, reviving || !credited);
     if data.cluster.status.phase == Some(ClusterPhase::Initializing) && !next.keepers.is_empty() {
         next.first_keeper.get_or_insert(now.clock);
     }

@@ -28,6 +28,7 @@ mod positions;
 mod proxies;
 mod reason;
 mod restart;
+mod revival;
 mod status;
 mod suspicion;
 mod switch;

@@ -26,7 +26,7 @@ impl Planner<'_> {
             Some(why) => {
                 self.say(Reason::MasterFailed(master.clone(), why));
                 self.forget_switch();
-                let known = self.knows_positions(&master);
+                let known = !self.is_reviving(&master) && self.knows_positions(&master);
                 let new = if known { self.elect(&master) } else { None };
                 let new = if known { new.or_else(|| self.elect_by_force(&master)) } else { None };
                 new.map_or(Switching::None, Switching::Appoint)

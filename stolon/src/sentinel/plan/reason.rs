@@ -93,6 +93,9 @@ pub enum Reason {
     /// Standbys are asked for the positions they have now.
     #[error("asking the standbys of db \"{0}\" for their positions")]
     WaitForPositions(DbUid),
+    /// All hosts were gone, and some are still.
+    #[error("all keepers were gone: waiting a moment for the others, who may have more of the data: {0}")]
+    WaitForReturn(String),
     /// Nobody may replace the master.
     #[error("no standby may replace master db \"{0}\": {1}")]
     NoCandidate(DbUid, String),
@@ -237,6 +240,7 @@ impl Reason {
             Reason::Initialized(_) => "initialized",
             Reason::MasterFailed(..) => "master_failed",
             Reason::WaitForPositions(_) => "wait_for_positions",
+            Reason::WaitForReturn(_) => "wait_for_return",
             Reason::NoCandidate(..) => "no_candidate",
             Reason::NewMaster { .. } => "new_master",
             Reason::ProxiesClosed => "proxies_closed",
@@ -283,6 +287,7 @@ impl Reason {
                 | Reason::SwitchCheckpoint(_)
                 | Reason::SwitchMasterPosition(_)
                 | Reason::WaitForPositions(_)
+                | Reason::WaitForReturn(_)
                 | Reason::SwitchHandOver(_)
                 | Reason::RestartWaits(_)
                 | Reason::SwitchCatchUp(..)

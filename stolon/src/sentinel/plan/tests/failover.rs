@@ -140,9 +140,45 @@ fn after_a_power_cut_the_old_master_gets_its_time_to_come_back() {
     world.new_leader();
     world.settle();
     assert_eq!(world.master(), "k1");
-    world.pass(5);
+    world.pass(9);
+    world.settle();
+    assert_eq!(world.master(), "k1", "longer than the fail interval");
+    assert!(world.said(|r| *r == Reason::WaitForReturn("k1".into())));
+    world.pass(1);
     world.settle();
     assert_eq!(world.master(), "k2");
+}
+
+#[test]
+fn after_a_power_cut_nobody_is_waited_for_in_vain() {
+    let cut = |spec, revived: &[&str]| {
+        let mut world = World::running(spec, 3);
+        for uid in ["k1", "k2", "k3"] {
+            world.kill(uid);
+        }
+        world.plan();
+        for uid in revived {
+            world.start_keeper(uid);
+        }
+        world.settle();
+        world.pass(5);
+        world.settle();
+        world
+    };
+    // All have come back, and the master failed later: an ordinary failover.
+    let mut world = cut(fast(), &["k1", "k2", "k3"]);
+    world.kill("k1");
+    world.settle();
+    assert_ne!(world.master(), "k1");
+    // Who has every commit need not wait for anybody.
+    let synchronous = cut(sync(), &["k2", "k3"]);
+    assert_ne!(synchronous.master(), "k1");
+    // An operator's word is enough.
+    let mut world = cut(fast(), &["k2", "k3"]);
+    assert_eq!(world.master(), "k1");
+    world.data.keepers.get_mut("k1").unwrap().status.force_fail = true;
+    world.settle();
+    assert_ne!(world.master(), "k1");
 }
 
 #[test]
