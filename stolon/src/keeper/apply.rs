@@ -7,7 +7,7 @@ use super::pauses::Pauses;
 use super::plan::{Files, Step};
 use super::postgres::binaries;
 use super::postgres::conf;
-use super::postgres::in_force::{self, Backend};
+use super::postgres::in_force::{self, Backend, Senders};
 use super::postgres::process::{self, Postmaster, StartOptions};
 use super::postgres::sql::{self, Session, Target};
 use super::{observe, restore, trash, waldir};
@@ -448,7 +448,7 @@ async fn wait_for_reading(session: &Session, before: &str) -> Result<()> {
 }
 
 /// Waits until the names are in force: the session shows them and, if there are any, the checkpointer has made commits
-/// wait.
+/// wait, and senders let none pass by the names before.
 async fn wait_for_names(session: &Session, names: &str) -> Result<()> {
     let (deadline, mut pauses) = (Instant::now() + RELOAD_LIMIT, Pauses::new());
     while session.setting("synchronous_standby_names").await? != names {
@@ -466,15 +466,24 @@ async fn wait_for_names(session: &Session, names: &str) -> Result<()> {
             Some(Backend { pid, .. }) if has_read_files(session, pid).await? => break,
             _ => {}
         }
-        if Instant::now() > deadline {
-            return Err(KeeperError::NotYet(
-                "postgres's checkpointer has not read the new synchronous standbys yet, so commits may not wait for them"
-                    .into(),
-            ));
-        }
+        unread("checkpointer has", deadline)?;
+        pauses.pause().await;
+    }
+    let (mut senders, mut pauses) = (Senders::default(), Pauses::new());
+    while !names.is_empty() && !senders.update(&session.senders().await?, in_force::ask, in_force::took_signal) {
+        unread("senders to standbys have", deadline)?;
         pauses.pause().await;
     }
     Ok(())
+}
+
+fn unread(who: &str, deadline: Instant) -> Result<()> {
+    if Instant::now() <= deadline {
+        return Ok(());
+    }
+    Err(KeeperError::NotYet(format!(
+        "postgres's {who} not read the new synchronous standbys yet, so commits may not wait for them"
+    )))
 }
 
 /// A checkpointer that was signalled has taken the signal, and rests both before and after it was seen asleep: it was

@@ -332,6 +332,17 @@ impl Session {
         Ok(self.within("ask when the configuration was read", self.client.query_one(SQL, &[])).await?.get(0))
     }
 
+    /// Who sends WAL to the cluster's standbys that stream.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn senders(&self) -> Result<Vec<Backend>> {
+        const SQL: &str = "SELECT pid, coalesce(wait_event, '') FROM pg_stat_activity JOIN \
+             (SELECT pid FROM pg_stat_replication WHERE application_name LIKE 'stolon\\_%' AND state = 'streaming') r USING (pid)";
+        let rows = self.within("look for senders", self.client.query(SQL, &[])).await?;
+        Ok(rows.iter().map(|row| Backend { pid: row.get(0), wait: row.get(1) }).collect())
+    }
+
     /// Ends the sessions of all but these two users; gives how many. Not those that wait for synchronous standbys: they tell
     /// nobody anything, and ended they would let others see what they have not told.
     ///
