@@ -298,3 +298,42 @@ async fn data_is_kept_when_the_source_or_the_store_is_not_what_it_was() {
         assert!(keeper.log().contains("belongs to stolon cluster c1, but the store describes c2"), "{}", keeper.log());
     }
 }
+
+#[tokio::test]
+async fn what_was_handed_over_is_told_by_the_next_keeper_until_it_follows() {
+    let lab = Lab::new(Auth::Trust, serde_json::json!({"initMode": "new", "sleepInterval": "1s"})).await;
+    let mut a = lab.master().await;
+    let _b = lab.standby().await;
+    lab.change_db("d1", |spec| {
+        spec.role = Some(Role::Standby);
+        spec.follow_config = Some(FollowConfig::internal("d2".into()));
+    })
+    .await;
+    let is_told = |info: &KeeperInfo| info.handed_over.as_ref().is_some_and(|done| done.db == *"d1");
+    let before = lab.wait("hand-over", "a", |info| is_told(info) && applied(info, "d1", 4)).await;
+    a.signal(Signal::SIGKILL);
+    a.exit().await;
+    let port = a.port;
+    // Not dropped the usual way: that would stop PostgreSQL.
+    std::mem::forget(a);
+    let a = lab.keeper_at("a", port);
+    let next = lab.wait("a record of the next keeper", "a", |info| info.boot_uuid != before.boot_uuid).await;
+    assert_eq!(next.handed_over, before.handed_over);
+    lab.register("a").await;
+    lab.update(|data| data.cluster.status.master = "d2".into()).await;
+    lab.change_db("d2", |spec| {
+        spec.role = Some(Role::Master);
+        spec.init_mode = Some(DbInitMode::None);
+        spec.follow_config = None;
+        spec.followers = vec!["d1".into()];
+    })
+    .await;
+    lab.wait("promotion", "b", |info| applied(info, "d2", 2)).await;
+    lab.copy_status("b").await;
+    lab.wait("the successor is followed", "a", |info| {
+        let receives = info.upstream.as_ref().is_some_and(|upstream| upstream.receiving);
+        receives && !is_told(info)
+    })
+    .await;
+    assert!(!a.file("dbstate").contains("HandedOver"));
+}

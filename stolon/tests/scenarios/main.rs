@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod access;
+mod bypass;
 mod connections;
 mod disk;
 mod failover;
