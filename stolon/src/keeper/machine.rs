@@ -160,7 +160,7 @@ impl Machine {
         machine.state.handed_over.take_if(|done| !control.is_some_and(|control| control.ended_at(done.xlog_pos)));
         if let Some(file) = process::find(&machine.dir.pgdata()) {
             info!(pid = file.pid, "adopting the running postgres");
-            machine.set_postmaster(Some(process::adopt(file.pid, &machine.dir.pgdata())));
+            machine.adopt(file.pid);
         }
         machine.tell();
         machine
@@ -317,9 +317,7 @@ impl Machine {
             (Some(file), Some(known)) if file.pid == known.pid => {}
             (Some(file), _) => {
                 warn!(pid = file.pid, "adopting a postgres that this keeper did not start");
-                self.sync_wait = None;
-                self.reload_owed = true;
-                self.set_postmaster(Some(process::adopt(file.pid, &self.dir.pgdata())));
+                self.adopt(file.pid);
             }
             (None, Some(known)) => {
                 if known.has_ended() {
@@ -329,6 +327,13 @@ impl Machine {
             }
             (None, None) => {}
         }
+    }
+
+    /// Nobody knows whom it lets in, nor which files it has read.
+    fn adopt(&mut self, pid: i32) {
+        self.sync_wait = None;
+        self.reload_owed = true;
+        self.set_postmaster(Some(process::adopt(pid, &self.dir.pgdata())));
     }
 
     async fn recovering(&self) -> Option<bool> {

@@ -208,7 +208,6 @@ impl Watch<'_> {
             Some(_) => Timer::grace(self.now),
             None if absent && !self.credited => Timer::grace(self.now),
             None => {
-                // A record that is there but can't be used proves nothing about its past.
                 let silent = lease.map_or(GO_LEASE, |seconds| Duration::from_secs(seconds.into()));
                 // A record that is there but can't be used proves nothing about its past.
                 let credit = if absent { silent } else { Duration::ZERO };
