@@ -6,6 +6,7 @@
 
 use super::error::Result;
 use super::observe::read_text;
+use super::postgres::control;
 use super::postgres::sql::Session;
 use super::probe::parse_history;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -56,6 +57,14 @@ pub(super) fn newest_timeline(pgdata: &Path, checkpointed: u32) -> u64 {
     let number = |name: &str| name.strip_suffix(".history").and_then(|number| u64::from_str_radix(number, 16).ok());
     let histories = entries.filter_map(|entry| number(entry.file_name().to_str()?));
     histories.max().unwrap_or_default().max(checkpointed.into())
+}
+
+/// The primary that was stopped cleanly here, with its last record at `end`, has been nothing but a standby since, and has
+/// followed no successor: to say so of one that has, and was cut off then, would make a lack of commits look complete.
+pub(super) fn has_followed_nobody(pgdata: &Path, end: u64) -> bool {
+    control::read(pgdata).is_some_and(|control| {
+        control.ended_at(end) && newest_timeline(pgdata, control.timeline) == u64::from(control.timeline)
+    })
 }
 
 /// Whether the newest timeline here is the source's timeline of that number; `None` if it can't be told any more.
@@ -126,6 +135,26 @@ mod tests {
         }
         assert_eq!(newest_timeline(dir.path(), 3), 10);
         assert_eq!(newest_timeline(dir.path(), 11), 11);
+    }
+
+    #[test]
+    fn who_followed_a_successor_is_no_longer_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!has_followed_nobody(dir.path(), 77));
+        let mut control = [0; 8192];
+        control[8..12].copy_from_slice(&1300_u32.to_ne_bytes());
+        // A clean end of a primary.
+        control[16] = 1;
+        control[32..40].copy_from_slice(&77_u64.to_ne_bytes());
+        control[48] = 3;
+        for directory in ["global", "pg_wal"] {
+            std::fs::create_dir(dir.path().join(directory)).unwrap();
+        }
+        std::fs::write(dir.path().join("global/pg_control"), control).unwrap();
+        std::fs::write(dir.path().join("pg_wal/00000003.history"), "").unwrap();
+        assert!(has_followed_nobody(dir.path(), 77) && !has_followed_nobody(dir.path(), 76));
+        std::fs::write(dir.path().join("pg_wal/00000004.history"), "").unwrap();
+        assert!(!has_followed_nobody(dir.path(), 77), "its successor's timeline");
     }
 
     #[test]

@@ -4,12 +4,12 @@ use super::REQUEST_TIMEOUT;
 use super::args::Config;
 use super::datadir::{DbState, KeeperDir, KeeperState};
 use super::error::{KeeperError, Result};
+use super::lineage;
 use super::observe;
 use super::order::Orders;
 use super::plan::{self, Local, Plan, Refused, Setup};
 use super::postgres::binaries::Binaries;
 use super::postgres::conf::{self, Parameters};
-use super::postgres::control;
 use super::postgres::process::{self, PidFile, Postmaster};
 use super::postgres::sql::{Session, SharedSession, Target};
 use super::probe::{Probed, Watched};
@@ -155,9 +155,9 @@ impl Machine {
             pause: FIRST_PAUSE,
             revision: 0,
         };
-        // What the keeper before wrote down may be over: somebody may have started the instance by hand.
-        let control = control::read(&machine.dir.pgdata());
-        machine.state.handed_over.take_if(|done| !control.is_some_and(|control| control.ended_at(done.xlog_pos)));
+        // What the keeper before wrote down may be over.
+        let pgdata = machine.dir.pgdata();
+        machine.state.handed_over.take_if(|done| !lineage::has_followed_nobody(&pgdata, done.xlog_pos));
         if let Some(file) = process::find(&machine.dir.pgdata()) {
             info!(pid = file.pid, "adopting the running postgres");
             machine.adopt(file.pid);
