@@ -10,7 +10,7 @@ mod lab;
 
 use lab::{Auth, LIMIT, Lab, REPL_PASSWORD, SU_PASSWORD, applied, follow, in_sync};
 use model::DbUid;
-use model::stolon::{ClusterPhase, DbInitMode, KeeperInfo, Role};
+use model::stolon::{ClusterPhase, DbInitMode, FollowConfig, KeeperInfo, Role};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::TcpListener;

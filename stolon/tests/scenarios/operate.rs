@@ -83,7 +83,8 @@ async fn a_named_keeper_is_elected_when_data_loss_is_accepted() {
     lab.wait("the master is given up", |data| !data.keepers[lab.keeper(old).uid.as_str()].status.healthy).await;
     let why = lab.ctl(&["why", "failover"]).await;
     assert!(why.contains("not known to hold every acknowledged commit (not_synchronous)"), "{why}");
-    assert_eq!(lab.master().await, old, "nobody is elected by itself");
+    // The member's lease may end a moment after the master's.
+    assert_ne!(lab.master().await, other, "it is not elected by itself");
     let said = lab.ctl(&["elect", "-y", "--accept-data-loss", uid]).await;
     assert!(said.contains("is master and in service"), "{said}");
     assert!(lab.ctl(&["why", "master"]).await.contains("forced_election"));
