@@ -86,6 +86,9 @@ pub enum PlanError {
     Environment(#[from] EnvError),
 }
 
+/// A group's proxies lead to the same master, so a client gains nothing from another one while there is none: it waits for
+/// as long as a failover takes, and one that tries once more after an error sees no second error.
+const HOLD: &str = "5s";
 const SU_PASSWORD_FILE: &str = "pg-su.password";
 const REPL_PASSWORD_FILE: &str = "pg-repl.password";
 
@@ -199,7 +202,8 @@ impl Planner<'_> {
         let mut env = self.stolon("STPROXY", &slot.rep_group);
         env.set("LISTEN_ADDRESS", &self.facts.listen_address)
             .set("ADVERTISE_ADDRESS", &self.facts.advertise_address)
-            .set("PORT", slot.port);
+            .set("PORT", slot.port)
+            .set("HOLD_CONNECTIONS", HOLD);
         self.daemon(Kind::Proxy, name, env)
     }
 
