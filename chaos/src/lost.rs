@@ -10,7 +10,7 @@ use crate::transcript::Transcript;
 use crate::versions;
 use anyhow::Context as _;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clients, and the pause of each between two rows.
 const CLIENTS: i32 = 8;
@@ -169,8 +169,19 @@ impl Campaign<'_> {
         }
     }
 
-    /// All rows, of the master through a proxy or of a node's own server.
+    /// All rows, of the master through a proxy or of a node's own server. What healed last may have effects for a moment:
+    /// proxies close while etcd elects a leader.
     async fn rows(&self, node: Option<usize>) -> anyhow::Result<Vec<(i32, i64)>> {
+        let deadline = Instant::now() + END_LIMIT;
+        loop {
+            match self.read_rows(node).await {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(PAUSE).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn read_rows(&self, node: Option<usize>) -> anyhow::Result<Vec<(i32, i64)>> {
         let mut places =
             node.map_or_else(|| self.cluster.proxies(), |node| vec![self.cluster.server(node)]).into_iter();
         let client = loop {
