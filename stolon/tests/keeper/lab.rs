@@ -182,6 +182,17 @@ impl Lab {
         .await;
     }
 
+    /// What a sentinel does with a standby that is to be master.
+    pub(crate) async fn appoint(&self, uid: &'static str) {
+        self.change_db(uid, |spec| {
+            spec.role = Some(Role::Master);
+            spec.follow_config = None;
+            spec.init_mode = Some(DbInitMode::None);
+        })
+        .await;
+        self.update(|data| data.cluster.status.master = uid.into()).await;
+    }
+
     /// A master on the keeper `a`, ready.
     pub(crate) async fn master(&self) -> Process {
         let a = self.keeper("a");

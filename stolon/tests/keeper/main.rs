@@ -42,13 +42,7 @@ async fn a_cluster_is_made_fails_over_and_the_old_master_rewinds() {
 
         let promoted = b.postmaster();
         // The standby becomes master; the old one is still up and writes what nobody else gets.
-        lab.change_db("d2", |spec| {
-            spec.role = Some(Role::Master);
-            spec.follow_config = None;
-            spec.init_mode = Some(DbInitMode::None);
-        })
-        .await;
-        lab.update(|data| data.cluster.status.master = "d2".into()).await;
+        lab.appoint("d2").await;
         lab.wait("promotion", "b", |info| {
             applied(info, "d2", 2) && info.postgres_state.as_ref().unwrap().timeline_id == 2
         })
@@ -249,13 +243,7 @@ async fn data_is_kept_when_the_source_or_the_store_is_not_what_it_was() {
     let lab = Lab::new(Auth::Trust, spec).await;
     let a = lab.master().await;
     let b = lab.standby().await;
-    lab.change_db("d2", |spec| {
-        spec.role = Some(Role::Master);
-        spec.follow_config = None;
-        spec.init_mode = Some(DbInitMode::None);
-    })
-    .await;
-    lab.update(|data| data.cluster.status.master = "d2".into()).await;
+    lab.appoint("d2").await;
     lab.wait("promotion", "b", |info| applied(info, "d2", 2)).await;
     lab.copy_status("b").await;
 
